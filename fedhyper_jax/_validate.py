@@ -1,0 +1,84 @@
+"""Argument checks that run before any tracing; each message names the argument, its value and the remedy.
+
+Traced values pass unchecked: a sweep under ``vmap`` or ``jit`` hands tracers to the factories.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def is_traced(*values: Any) -> bool:
+    """Whether any of the values is known only when the traced program runs."""
+    return any(isinstance(value, jax.core.Tracer) for value in values)
+
+
+def _scalars(**arguments: Any) -> dict[str, float]:
+    """Concrete arguments as floats; an array of several rates (a sweep) is a caller's error here."""
+    concrete = {}
+    for name, value in arguments.items():
+        if is_traced(value):
+            continue
+        array = np.asarray(value)
+        if array.shape != () or array.dtype.kind not in "fiu":
+            raise ValueError(f"{name} must be a real number, got {value!r}; to try several values, vmap over them")
+        concrete[name] = float(array)
+    return concrete
+
+
+def positive(**arguments: Any) -> None:
+    """Each argument is finite and > 0."""
+    for name, value in _scalars(**arguments).items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be finite and > 0, got {value!r}; give a positive number such as 0.1")
+
+
+def non_negative(**arguments: Any) -> None:
+    """Each argument is finite and ≥ 0."""
+    for name, value in _scalars(**arguments).items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be finite and ≥ 0, got {value!r}; 0 switches the adaptation off")
+
+
+def fraction(**arguments: Any) -> None:
+    """Each argument lies strictly between 0 and 1."""
+    for name, value in _scalars(**arguments).items():
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must lie strictly between 0 and 1, got {value!r}; give a fraction such as 0.2")
+
+
+def positive_integer(**arguments: Any) -> None:
+    """Each argument is an integer ≥ 1."""
+    for name, value in arguments.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name} must be an integer ≥ 1, got {value!r}; give a whole number such as 10")
+
+
+def bounds(value: Any, *, initial_rate: Any, name: str = "bounds", rate_name: str = "initial_rate") -> tuple:
+    """A pair with 0 ≤ lower ≤ initial_rate ≤ upper ≤ ∞; returned as it came."""
+    try:
+        lower, upper = value
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a pair (lower, upper), got {value!r}; e.g. (0.1, 10.0)") from None
+    given = _scalars(lower=lower, upper=upper)
+    low, high = given.get("lower", 0.0), given.get("upper", math.inf)
+    if not 0 <= low <= high:  # also false for NaN
+        raise ValueError(f"{name} must satisfy 0 ≤ lower ≤ upper, got {value!r}; e.g. (0.1, 10.0)")
+    if not is_traced(initial_rate) and not low <= float(initial_rate) <= high:
+        raise ValueError(
+            f"{rate_name} must lie inside {name}, got {rate_name}={float(initial_rate)!r} "
+            f"and {name}=({low!r}, {high!r}); "
+            "widen the bounds, start inside them, or give them relative to the initial rate"
+        )
+    return lower, upper
+
+
+def one_of(known: Iterable[str], **argument: Any) -> None:
+    """The argument is one of the known names."""
+    ((name, value),) = argument.items()
+    names = list(known)
+    if value not in names:
+        raise ValueError(f"unknown {name} {value!r}; known: {', '.join(map(str, names))}")

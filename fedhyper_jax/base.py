@@ -1,0 +1,100 @@
+"""Contracts and aliases; no logic.
+
+**The one sign convention.** A client that starts a round from the global parameters ``w`` and ends it at ``w_m`` has
+made the update ``Δ_m = w − w_m``: *old minus new*, so it points where gradients point. The weighted mean
+``Δ = Σ p_m Δ_m`` is the *pseudo-gradient* of the round, and the server descends: ``w ← w − α Δ``. Nothing in this
+package stores "new minus old". FedHyper-G and -SL multiply two pseudo-gradients and cannot see the sign;
+FedHyper-CL multiplies a gradient with a pseudo-gradient and can.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Float, Int
+
+PyTree = Any
+Params = PyTree
+Batch = dict[str, Array]
+"""Arrays with one leading example axis; by convention ``"x"`` holds inputs and ``"y"`` targets."""
+
+LossFunction = Callable[[Params, Batch], Float[Array, " batch"]]
+"""``loss_fn(params, batch)``: one loss per example, not their mean; the trainer masks and averages."""
+
+
+class Model(NamedTuple):
+    """The boundary to neural networks: two pure functions, whatever library wrote them.
+
+    Attributes:
+      init: ``init(key, inputs) -> params``; ``inputs`` is one batch, of which only shapes and dtypes matter.
+      apply: ``apply(params, inputs) -> outputs``, one row per example.
+    """
+
+    init: Callable[[Array, Array], Params]
+    apply: Callable[[Params, Array], Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerState:
+    """What the next round needs, and nothing else.
+
+    Attributes:
+      round: int32 scalar, the number of the next round, from 0.
+      params: global parameters w^t.
+      global_rate: state of the rule of the global rate α; its field ``rate`` is α.
+      local_rate: state of the rule of the broadcast local rate β; its field ``rate`` is β^t.
+      client_rule: settings of the rule that moves a client's rate between its local steps, as arrays.
+      pseudo_gradient: Δ^{t-1}, the raw pseudo-gradient of the last round that had survivors; zeros before it.
+      server_optimizer: state of the server's optax optimizer.
+    """
+
+    round: Int[Array, ""]
+    params: Params
+    global_rate: PyTree
+    local_rate: PyTree
+    client_rule: PyTree
+    pseudo_gradient: Params
+    server_optimizer: PyTree
+
+
+class RoundInfo(NamedTuple):
+    """Everything observed in one round; none of it is needed by the next. All fields are scalars.
+
+    Where a round has no survivors, the summaries over survivors are NaN.
+    """
+
+    round: Int[Array, ""]  # number of this round, from 0
+    global_rate: Float[Array, ""]  # α^t as used
+    local_rate: Float[Array, ""]  # β^t as broadcast
+    inner_product: Float[Array, ""]  # ⟨Δ^t, Δ^{t-1}⟩
+    pseudo_gradient_norm: Float[Array, ""]  # ‖Δ^t‖
+    client_rate_min: Float[Array, ""]  # final β_m over the survivors
+    client_rate_median: Float[Array, ""]
+    client_rate_max: Float[Array, ""]
+    global_rate_updates: Int[Array, ""]  # updates of α by a hypergradient this round (0 or 1)
+    global_rate_clipped: Int[Array, ""]  # of these, how many lay outside the bounds before clipping
+    local_rate_updates: Int[Array, ""]  # updates of β by a hypergradient, on the server and on the survivors
+    local_rate_clipped: Int[Array, ""]
+    non_finite_products: Int[Array, ""]  # inner products that were not finite, and so moved no rate
+    client_loss: Float[Array, ""]  # mean training loss over the survivors' examples seen, at their current iterates
+    participants: Int[Array, ""]  # clients whose update entered the average
+    left_out: Int[Array, ""]  # clients of the cohort left out: update, loss or rate not finite
+    local_steps: Int[Array, ""]  # local steps taken by the survivors
+    examples: Float[Array, ""]  # examples those steps visited, with repetition
+    bytes_up: Float[Array, ""]  # from all survivors: updates
+    bytes_down: Float[Array, ""]  # to the whole cohort: parameters, rate, and Δ^{t-1} where the client rule needs it
+
+
+class FederatedAlgorithm(NamedTuple):
+    """A federated algorithm is a pair of pure functions.
+
+    Attributes:
+      init: ``init(params) -> ServerState``.
+      round: ``round(key, state, cohort) -> (ServerState, RoundInfo)``. ``key`` is the key of the *run*; the round
+        folds its own number into it.
+    """
+
+    init: Callable[[Params], ServerState]
+    round: Callable[[Array, ServerState, Any], tuple[ServerState, RoundInfo]]

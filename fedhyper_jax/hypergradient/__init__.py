@@ -1,0 +1,26 @@
+"""Hypergradient learning rates: one pure rule and three optax transforms on it. Needs jax and optax only."""
+
+from fedhyper_jax.hypergradient._accessors import global_rate, local_rate
+from fedhyper_jax.hypergradient._client import LocalHypergradientState, scale_by_local_hypergradient
+from fedhyper_jax.hypergradient._rule import Adaptation, AdaptiveRate, adapt, adaptive_rate
+from fedhyper_jax.hypergradient._server import (
+    HypergradientState,
+    TrackedHypergradientState,
+    scale_by_hypergradient,
+    track_hypergradient,
+)
+
+__all__ = [
+    "Adaptation",
+    "AdaptiveRate",
+    "HypergradientState",
+    "LocalHypergradientState",
+    "TrackedHypergradientState",
+    "adapt",
+    "adaptive_rate",
+    "global_rate",
+    "local_rate",
+    "scale_by_hypergradient",
+    "scale_by_local_hypergradient",
+    "track_hypergradient",
+]

@@ -1,0 +1,108 @@
+"""FedHyper-CL as an optax transform: a client's rate, adapted at every local step."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from fedhyper_jax import _tree, _validate
+from fedhyper_jax.base import PyTree
+from fedhyper_jax.hypergradient import _rule
+
+
+class LocalHypergradientState(NamedTuple):
+    """State of `scale_by_local_hypergradient`."""
+
+    rate: Float[Array, ""]  # shape=(), float32, or float64 for float64 parameters
+    hyper_rate: Float[Array, ""]  # shape=(), same dtype
+    lower: Float[Array, ""]  # shape=(), same dtype
+    upper: Float[Array, ""]  # shape=(), same dtype
+    global_weight: Float[Array, ""]  # shape=(), same dtype: weight of the global term, 1/K in the paper
+    previous_gradient: PyTree  # like the parameters; zeros before the first update
+    step_count: Int[Array, ""]  # shape=(), int32: updates so far; zeros do not silence the global term at step 0
+    clipped_count: Int[Array, ""]  # shape=(), int32: rate updates whose value before clipping lay outside
+    non_finite_count: Int[Array, ""]  # shape=(), int32: products that were not finite, and moved nothing
+
+
+def scale_by_local_hypergradient(
+    initial_rate, hyper_rate=1.0, bounds=(0.0, math.inf), *, global_weight
+) -> optax.GradientTransformationExtraArgs:
+    r"""Multiplies a client's updates by a rate adapted at each local step (FedHyper-CL).
+
+    .. math::
+      \beta_0 = \beta, \qquad
+      \beta_k = \mathrm{clip}\bigl(\beta_{k-1} + \kappa (\langle g_k, g_{k-1} \rangle
+      + \tfrac{1}{K} \langle g_k, \Delta^{t-1} \rangle),
+      \text{lower}, \text{upper}\bigr), \qquad u_k \leftarrow \beta_k u_k.
+
+    Δ^{t-1} is the raw pseudo-gradient of the previous round, *old minus new*, zeros in round 0; it points where
+    gradients point, so agreement with it raises the rate.
+
+    Args:
+      initial_rate: β > 0, the rate of local step 0 as broadcast by the server.
+      hyper_rate: κ ≥ 0.
+      bounds: (lower, upper) of the rate, 0 ≤ lower ≤ initial_rate ≤ upper.
+      global_weight: weight ≥ 0 of the global term; 1/K in the paper, K the client's number of local steps.
+
+    All may be traced scalars; they become arrays in the state.
+
+    Returns:
+      A transform whose ``update`` requires the keyword-only ``global_update`` (Δ^{t-1}, a tree like the updates),
+      accepts the keyword-only ``gradient`` (what the products are taken of, where a client optimizer stands before
+      this transform) and ignores other extra arguments. Its state is a `LocalHypergradientState`.
+
+    Raises:
+      ValueError: as `scale_by_hypergradient`; also a global weight < 0 or not finite.
+      TypeError: ``update`` without ``global_update``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> client = scale_by_local_hypergradient(0.1, bounds=(0.01, 1.0), global_weight=1 / 2)
+      >>> state = client.init(jnp.zeros(1))
+      >>> for g in (jnp.array([0.5]), jnp.array([0.4])):
+      ...     updates, state = client.update(g, state, global_update=jnp.array([1.0]))
+      >>> round(float(state.rate), 6)  # 0.1 + 0.4 * 0.5 + 1/2 * 0.4 * 1.0
+      0.5
+
+    Reference:
+      Wang, Wang, Li, `FedHyper <https://arxiv.org/abs/2310.03156>`_, ICLR 2024, eq. 19-20.
+    """
+    _rule.check(initial_rate, hyper_rate, bounds)
+    _validate.non_negative(global_weight=global_weight)
+
+    def init_fn(params):
+        dtype = _tree.accumulator_dtype(params)
+        rate = _rule.adaptive_rate(initial_rate, hyper_rate, bounds, dtype)
+        return LocalHypergradientState(
+            **rate._asdict(),
+            global_weight=jnp.asarray(global_weight, dtype),
+            previous_gradient=optax.tree.zeros_like(params),
+            step_count=jnp.zeros((), jnp.int32),
+            clipped_count=jnp.zeros((), jnp.int32),
+            non_finite_count=jnp.zeros((), jnp.int32),
+        )
+
+    def update_fn(updates, state, params=None, *, global_update, gradient=None, **extra_args):
+        del params, extra_args
+        gradient = updates if gradient is None else gradient
+        product = _tree.inner_product(gradient, state.previous_gradient)
+        product += state.global_weight * _tree.inner_product(gradient, global_update)
+        # Step 0 takes the broadcast rate as it is, even outside the bounds.
+        adapts = state.step_count > 0
+        broadcast = _rule.AdaptiveRate(state.rate, state.hyper_rate, state.lower, state.upper)
+        adapted, observed = _rule.adapt(broadcast, product)
+        rate = _tree.select(adapts, adapted, broadcast)
+        new_state = LocalHypergradientState(
+            **rate._asdict(),
+            global_weight=state.global_weight,
+            previous_gradient=jax.tree.map(lambda g, old: g.astype(old.dtype), gradient, state.previous_gradient),
+            step_count=optax.safe_increment(state.step_count),
+            clipped_count=state.clipped_count + (observed.clipped & adapts),
+            non_finite_count=state.non_finite_count + (observed.non_finite & adapts),
+        )
+        return _tree.scale(updates, rate.rate), new_state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
