@@ -1,0 +1,184 @@
+"""A federated data set: one flat pool of examples and, client after client, which of them are whose (CSR)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from fedhyper_jax import _validate
+from fedhyper_jax.base import Batch
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FederatedData:
+    """Examples of all clients without padding, however skewed the clients are.
+
+    Client ``m`` owns the pool rows ``order[offsets[m]:offsets[m + 1]]``. The pool reaches compiled programs as an
+    argument (this class is a pytree), never as a constant.
+
+    Attributes:
+      examples: dict of arrays with one leading axis of N examples; by convention ``"x"`` inputs, ``"y"`` targets.
+      order: (M,) int32 rows of the pool, client after client; M ≤ N.
+      offsets: (population + 1,) int32, where each client begins.
+      max_examples: size of the largest client; static, since it bounds the shapes of batches.
+    """
+
+    examples: Batch
+    order: Int[Array, " examples"]
+    offsets: Int[Array, " population+1"]
+    max_examples: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def population(self) -> int:
+        """Number of clients."""
+        return self.offsets.shape[0] - 1
+
+    @property
+    def client_sizes(self) -> Int[Array, " population"]:
+        """Number of examples of each client."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+
+def check_examples(examples: dict) -> int:
+    """Checks a dict of example arrays and returns their common length.
+
+    Raises:
+      ValueError: not a dict of arrays, lengths that differ, no example, NaN or infinite entries.
+    """
+    if not isinstance(examples, dict) or not examples:
+        raise ValueError(
+            f"examples must be a dict of arrays such as {{'x': ..., 'y': ...}}, got {type(examples).__name__}"
+        )
+    shapes = {name: np.shape(array) for name, array in examples.items()}
+    scalars = [name for name, shape in shapes.items() if not shape]
+    if scalars:
+        raise ValueError(
+            f"examples[{scalars[0]!r}] must have a leading example axis, got a scalar; reshape it to (N, ...)"
+        )
+    if len({shape[0] for shape in shapes.values()}) > 1:
+        raise ValueError(f"arrays of examples must have one common length, got shapes {shapes}; cut them to the same N")
+    for name, array in examples.items():
+        array = np.asarray(array)
+        if array.dtype.kind not in "fiub":
+            raise ValueError(f"examples[{name!r}] must be numeric, got dtype {array.dtype}; encode it as numbers first")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            row = int(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0])
+            raise ValueError(
+                f"examples[{name!r}] has NaN or infinite values, first in row {row}; remove or impute them"
+            )
+    (length,) = {shape[0] for shape in shapes.values()}
+    if length == 0:
+        raise ValueError("examples are empty (length 0); give at least one example")
+    return length
+
+
+def pack(examples: dict, client_rows: list[np.ndarray]) -> FederatedData:
+    """Packs a pool and the rows of each client into `FederatedData`.
+
+    Args:
+      examples: dict of arrays with a common leading axis N.
+      client_rows: for each client the rows it owns, each in [0, N), none owned twice.
+
+    Returns:
+      The data set, on the default device.
+
+    Raises:
+      ValueError: bad examples (see `check_examples`), a client without rows, rows outside the pool or owned twice.
+
+    Example:
+      >>> import numpy as np
+      >>> data = pack({"x": np.ones((3, 2)), "y": np.array([0, 1, 1])}, [np.array([2]), np.array([0, 1])])
+      >>> data.population, data.client_sizes.tolist(), data.max_examples
+      (2, [1, 2], 2)
+    """
+    length = check_examples(examples)
+    if not client_rows:
+        raise ValueError("client_rows is empty; a federation needs at least one client")
+    sizes = np.array([len(rows) for rows in client_rows])
+    if (sizes == 0).any():
+        empty = np.flatnonzero(sizes == 0)
+        raise ValueError(
+            f"client {int(empty[0])} has no examples ({len(empty)} of {len(sizes)} clients are empty); "
+            "leave empty clients out, use fewer clients, or a partitioner with min_examples ≥ 1"
+        )
+    order = np.concatenate([np.asarray(rows) for rows in client_rows])
+    if order.dtype.kind not in "iu":
+        raise ValueError(f"client_rows must hold integer rows, got dtype {order.dtype}")
+    if order.min() < 0 or order.max() >= length:
+        raise ValueError(f"client_rows must lie in [0, {length}), got rows from {order.min()} to {order.max()}")
+    if len(np.unique(order)) < len(order):
+        raise ValueError("a row of the pool is owned twice; client_rows must be disjoint")
+    if length >= 2**31:
+        raise ValueError(f"a pool holds fewer than 2**31 examples, got {length}; split it")
+    return FederatedData(
+        examples={name: jnp.asarray(array) for name, array in examples.items()},
+        order=jnp.asarray(order, jnp.int32),
+        offsets=jnp.asarray(np.concatenate([[0], np.cumsum(sizes)]), jnp.int32),
+        max_examples=int(sizes.max()),
+    )
+
+
+def from_client_ids(examples: dict, client_ids: np.ndarray) -> FederatedData:
+    """Packs one's own arrays, each example labelled with the client that owns it.
+
+    Clients are numbered by the sorted order of their distinct ids (which may be strings).
+
+    Example:
+      >>> import numpy as np
+      >>> data = from_client_ids({"x": np.arange(4.0)}, np.array(["eve", "bob", "eve", "eve"]))
+      >>> data.client_sizes.tolist()
+      [1, 3]
+    """
+    length = check_examples(examples)
+    ids = np.asarray(client_ids)
+    if ids.shape != (length,):
+        raise ValueError(f"client_ids must have shape ({length},), one id an example, got {ids.shape}")
+    _, client, counts = np.unique(ids, return_inverse=True, return_counts=True)
+    return pack(examples, np.split(np.argsort(client, kind="stable"), np.cumsum(counts)[:-1]))
+
+
+def hold_out(data: FederatedData, fraction: float, *, seed: int = 0) -> tuple[FederatedData, FederatedData]:
+    """Sets a fraction of each client's examples aside for evaluation.
+
+    ⌊fraction · n_m⌋ random examples of client m are held out, so every client keeps at least one to train on; small
+    clients may hold out none, and then do not count in per-client summaries.
+
+    Args:
+      data: the federated data set.
+      fraction: in (0, 1).
+      seed: of the choice.
+
+    Returns:
+      (training data, held-out data) over the same pool, with the same client ids.
+
+    Example:
+      >>> import numpy as np
+      >>> data = pack({"x": np.arange(8.0)}, [np.arange(6), np.array([6, 7])])
+      >>> train, held_out = hold_out(data, 0.34)
+      >>> train.client_sizes.tolist(), held_out.client_sizes.tolist()
+      ([4, 2], [2, 0])
+    """
+    _validate.fraction(fraction=fraction)
+    order, offsets = np.asarray(data.order), np.asarray(data.offsets)
+    sizes = np.diff(offsets)
+    held = np.floor(fraction * sizes).astype(int)
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    shuffled = order[np.lexsort((np.random.default_rng(seed).random(len(order)), owner))]
+    aside = np.arange(len(order)) - offsets[owner] < held[owner]
+
+    def part(chosen, counts):
+        return FederatedData(
+            examples=data.examples,
+            order=jnp.asarray(shuffled[chosen], jnp.int32),
+            offsets=jnp.asarray(np.concatenate([[0], np.cumsum(counts)]), jnp.int32),
+            max_examples=int(counts.max()),
+        )
+
+    if not held.any():
+        raise ValueError(
+            f"fraction={fraction!r} holds out no example: the largest client has {sizes.max()}; use a larger fraction"
+        )
+    return part(~aside, sizes - held), part(aside, held)

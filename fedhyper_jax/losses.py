@@ -1,0 +1,55 @@
+"""Loss functions ``(params, batch) -> per-example losses``; the trainer masks and averages them."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from fedhyper_jax.base import LossFunction, Model
+
+
+def cross_entropy(model: Model) -> LossFunction:
+    r"""Softmax cross-entropy of a classifier on integer labels.
+
+    .. math:: \ell(w; x, y) = -\log \mathrm{softmax}(f(w, x))_y
+
+    Args:
+      model: its ``apply`` returns logits, shape (batch, classes).
+
+    Returns:
+      ``loss_fn(params, {"x": inputs, "y": integer labels}) -> (batch,)``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> model = Model(init=None, apply=lambda params, x: x @ params)
+      >>> batch = {"x": jnp.ones((2, 3)), "y": jnp.array([0, 1])}
+      >>> [round(loss, 4) for loss in cross_entropy(model)(jnp.zeros((3, 10)), batch).tolist()]  # log 10
+      [2.3026, 2.3026]
+    """
+    return with_model(model, optax.losses.softmax_cross_entropy_with_integer_labels)
+
+
+def squared_error(model: Model) -> LossFunction:
+    r"""Half the squared error, summed over the outputs of an example: ``½‖f(w, x) − y‖²``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> model = Model(init=None, apply=lambda params, x: x * params)
+      >>> squared_error(model)(jnp.array(2.0), {"x": jnp.array([1.0, 2.0]), "y": jnp.array([2.0, 3.0])}).tolist()
+      [0.0, 0.5]
+    """
+
+    def example_loss(outputs, targets):
+        return 0.5 * jnp.sum(jnp.square(outputs - targets).reshape(outputs.shape[0], -1), axis=1)
+
+    return with_model(model, example_loss)
+
+
+def with_model(model: Model, example_loss: Callable[[Array, Array], Float[Array, " batch"]]) -> LossFunction:
+    """A loss function from a model and one's own ``example_loss(outputs, batch["y"]) -> (batch,)``."""
+
+    def loss_fn(params, batch):
+        return example_loss(model.apply(params, batch["x"]), batch["y"])
+
+    return loss_fn

@@ -1,0 +1,39 @@
+"""Shared fixtures: float64 on demand, small federations."""
+
+import jax
+import numpy as np
+import pytest
+
+from fedhyper_jax.data import pack
+
+
+@pytest.fixture
+def float64():
+    """Runs a test in float64."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def key():
+    """The key of a run."""
+    return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def ragged():
+    """20 clients of 1 to 40 examples, 5 features, 3 classes, as (examples, rows of each client)."""
+    rng = np.random.default_rng(7)
+    sizes = np.concatenate([[1, 2, 40], rng.integers(3, 25, 17)])
+    count = sizes.sum()
+    labels = rng.integers(0, 3, count)
+    inputs = rng.normal(size=(count, 5)) + np.eye(5)[labels]
+    rows = np.split(rng.permutation(count), np.cumsum(sizes)[:-1])
+    return {"x": inputs, "y": labels}, rows
+
+
+@pytest.fixture
+def federation(ragged):
+    """The ragged federation in float32."""
+    examples, rows = ragged
+    return pack({"x": examples["x"].astype(np.float32), "y": examples["y"].astype(np.int32)}, rows)
