@@ -40,7 +40,7 @@ def non_negative(**arguments: Any) -> None:
     """Each argument is finite and ≥ 0."""
     for name, value in _scalars(**arguments).items():
         if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be finite and ≥ 0, got {value!r}; 0 switches the adaptation off")
+            raise ValueError(f"{name} must be finite and ≥ 0, got {value!r}; give 0 or a positive number")
 
 
 def fraction(**arguments: Any) -> None:

@@ -151,7 +151,7 @@ def train_client(
     def step(k, carry: _Carry) -> _Carry:
         mask = batches.mask[k]
         batch = jax.tree.map(lambda array: array[batches.rows[k]], examples)
-        count = jnp.sum(mask)
+        count = jnp.sum(mask, dtype=jnp.int32)
 
         def mean_loss(params):
             total = jnp.sum(jnp.where(mask, loss_fn(params, batch), 0.0))

@@ -138,15 +138,15 @@ def federated_algorithm(
         unchanged = ServerState(**{**vars(state), "round": state.round + 1})
         new_state = _tree.select(survived, new_state, unchanged)
 
-        def over_survivors(values, summary=jnp.sum):
-            return summary(jnp.where(survives, values, jnp.zeros_like(values)))
+        def over_survivors(values):
+            return jnp.sum(jnp.where(survives, values, 0), dtype=values.dtype)
 
         nan = jnp.full((), jnp.nan, product.dtype)
         client_rates = jnp.where(survives, results.rate, nan)
         reports = results.rate_report
         examples = over_survivors(results.examples.astype(product.dtype))
-        participants = jnp.sum(survives).astype(jnp.int32)
-        slots = jnp.sum(cohort.client_ids < cohort.data.population).astype(jnp.int32)
+        participants = jnp.sum(survives, dtype=jnp.int32)
+        slots = jnp.sum(cohort.client_ids < cohort.data.population, dtype=jnp.int32)
         model_bytes = float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params)))
         down_bytes = (
             model_bytes * (2 if client_rule.needs_pseudo_gradient else 1) + state.local_rate.rate.dtype.itemsize

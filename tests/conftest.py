@@ -1,10 +1,17 @@
 """Shared fixtures: float64 on demand, small federations."""
 
+import chex
 import jax
 import numpy as np
 import pytest
 
 from fedhyper_jax.data import pack
+
+
+@pytest.fixture(autouse=True)
+def fresh_trace_counts():
+    """chex counts traces by a function's name, across the parameters of a test."""
+    chex.clear_trace_counter()
 
 
 @pytest.fixture

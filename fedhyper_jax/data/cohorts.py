@@ -1,6 +1,7 @@
 """Which clients take part in a round."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,11 @@ def sample_cohort(key: Array, population: int, cohort_size: int) -> Int[Array, "
       ((4,), 4)
     """
     check_cohort_size(cohort_size, population)
+    return _sample_distinct(key, population, cohort_size)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _sample_distinct(key, population: int, cohort_size: int):
     if 2 * cohort_size > population:
         return jax.random.permutation(key, population)[:cohort_size].astype(jnp.int32)
 
@@ -73,7 +79,7 @@ def sample_cohort(key: Array, population: int, cohort_size: int) -> Int[Array, "
         by_value, appeared = lax.sort((values, index), num_keys=2)
         repeated = jnp.concatenate([jnp.zeros(1, bool), by_value[1:] == by_value[:-1]])
         _, _, distinct_first = lax.sort((repeated, appeared, by_value), num_keys=2)
-        return key, distinct_first[:cohort_size], jnp.sum(~repeated)
+        return key, distinct_first[:cohort_size], jnp.sum(~repeated, dtype=jnp.int32)
 
     start = (key, jnp.zeros(cohort_size, jnp.int32), jnp.zeros((), jnp.int32))
     return lax.while_loop(lambda carry: carry[2] < cohort_size, draw, start)[1]

@@ -1,0 +1,67 @@
+"""Federated data sets: loading, partitioning over clients, packing ragged clients, sampling.
+
+A pool of examples comes from a loader (`load`) or from your own arrays, a `Partition` says which client owns which
+rows, and `pack` joins the two:
+
+  >>> dataset = load("digits")
+  >>> partition = dirichlet(dataset.train["y"], 20, alpha=0.5, seed=0)
+  >>> data = pack(dataset.train, partition.client_rows)
+  >>> data.population
+  20
+"""
+
+from fedhyper_jax.data._tfds import load_tfds
+from fedhyper_jax.data.batches import ClientBatches, LocalWork, client_batches, local_epochs, local_steps
+from fedhyper_jax.data.cohorts import Cohort, sample_cohort
+from fedhyper_jax.data.dataset import Dataset
+from fedhyper_jax.data.federated import FederatedData, check_examples, from_client_ids, hold_out, pack
+from fedhyper_jax.data.partition import (
+    PARTITIONERS,
+    Partition,
+    by_user,
+    dirichlet,
+    iid,
+    make_partition,
+    quantity_skew,
+    shards,
+)
+from fedhyper_jax.data.report import PartitionReport, partition_report, plot_partition
+from fedhyper_jax.data.sources import LOADERS, load, load_digits, load_fashion_mnist, load_mnist
+from fedhyper_jax.data.synthetic import QuadraticProblem, quadratic_clients, quadratic_loss, synthetic_logistic
+
+__all__ = [
+    "LOADERS",
+    "PARTITIONERS",
+    "ClientBatches",
+    "Cohort",
+    "Dataset",
+    "FederatedData",
+    "LocalWork",
+    "Partition",
+    "PartitionReport",
+    "QuadraticProblem",
+    "by_user",
+    "check_examples",
+    "client_batches",
+    "dirichlet",
+    "from_client_ids",
+    "hold_out",
+    "iid",
+    "load",
+    "load_digits",
+    "load_fashion_mnist",
+    "load_mnist",
+    "load_tfds",
+    "local_epochs",
+    "local_steps",
+    "make_partition",
+    "pack",
+    "partition_report",
+    "plot_partition",
+    "quadratic_clients",
+    "quadratic_loss",
+    "quantity_skew",
+    "sample_cohort",
+    "shards",
+    "synthetic_logistic",
+]
