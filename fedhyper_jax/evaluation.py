@@ -117,6 +117,8 @@ def rounds_to_target(rounds: Sequence[int], values: Sequence[float], target: flo
       >>> rounds_to_target([0, 1, 2, 3, 4], [0.1, 0.9, 0.5, 0.8, 0.9], target=0.7)
       4
     """
+    if len(values) < window:  # np.convolve would swap its arguments
+        return None
     means = np.convolve(np.asarray(values, float), np.ones(window) / window, mode="valid")
     reached = np.flatnonzero(means >= target)
     return int(rounds[reached[0] + window - 1]) + 1 if len(reached) else None

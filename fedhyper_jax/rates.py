@@ -96,7 +96,7 @@ def scheduled(schedule: optax.Schedule | float, *, rounds: int = SCHEDULE_ROUNDS
             if len(wrong) or values[0] == 0:
                 at = int(wrong[0]) if len(wrong) else 0
                 raise ValueError(
-                    f"{name}: the schedule gives {values[at]!r} in round {at}; "
+                    f"{name}: the schedule gives {values[at]} in round {at}; "
                     "rates must be finite and ≥ 0, and > 0 in round 0"
                 )
         initial = table[0]

@@ -72,9 +72,7 @@ class Duel:
         return states, infos
 
     def reference(self, **settings):
-        return reference.run(
-            self.problem.gradient, self.start, self.cohorts, self.batches, self.sizes, **settings
-        )
+        return reference.run(self.problem.gradient, self.start, self.cohorts, self.batches, self.sizes, **settings)
 
 
 def assert_same(states, infos, records, tolerance):

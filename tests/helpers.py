@@ -1,0 +1,30 @@
+"""Small things that several tests share."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedhyper_jax.data import Cohort
+
+
+def logistic_loss(params, batch):
+    """Softmax regression on 5 features and 3 classes."""
+    logits = batch["x"] @ params["weights"] + params["bias"]
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+
+
+def logistic_params(dtype=jnp.float32):
+    """A start that is not zero, so that every product has something to multiply."""
+    weights = 0.1 * jax.random.normal(jax.random.key(5), (5, 3), dtype)
+    return {"weights": weights, "bias": jnp.zeros(3, dtype)}
+
+
+def play(algorithm, key, data, cohorts, params=None, jit=True):
+    """Runs one round per cohort; returns the last state and all infos."""
+    state = algorithm.init(logistic_params() if params is None else params)
+    round_fn = jax.jit(algorithm.round) if jit else algorithm.round
+    infos = []
+    for cohort in cohorts:
+        state, info = round_fn(key, state, Cohort(data=data, client_ids=jnp.asarray(cohort, jnp.int32)))
+        infos.append(info)
+    return state, infos

@@ -1,0 +1,117 @@
+"""The adapters: flax linen and NNX modules as Model(init, apply), and what they refuse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+from fedhyper_jax.base import Model
+from fedhyper_jax.models import from_linen, from_nnx
+
+INPUTS = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(4, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)])
+        self.norm = nnx.LayerNorm(8, rngs=rngs)
+
+    def __call__(self, x):
+        return self.layers[1](jax.nn.relu(self.norm(self.layers[0](x))))
+
+
+class LinenNet(linen.Module):
+    norm: type
+
+    @linen.compact
+    def __call__(self, x):
+        x = linen.Dense(8)(x)
+        x = self.norm(use_running_average=False)(x) if self.norm is linen.BatchNorm else self.norm()(x)
+        return linen.Dense(3)(x)
+
+
+def trains(model: Model):
+    """Parameters are a plain tree of arrays that jit, grad, vmap and scan take; training lowers the loss."""
+    params = model.init(jax.random.key(0), jnp.asarray(INPUTS))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+    targets = jnp.asarray(INPUTS[:, :3])
+
+    def loss(params, targets):
+        return jnp.mean((model.apply(params, INPUTS) - targets) ** 2)
+
+    def client(targets):
+        def step(params, _):
+            value, gradient = jax.value_and_grad(loss)(params, targets)
+            return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient), value
+
+        return jax.lax.scan(step, params, length=20)[1]
+
+    losses = jax.jit(jax.vmap(client))(jnp.stack([targets, -targets]))
+    assert bool((losses[:, -1] < 0.5 * losses[:, 0]).all())
+
+
+def test_from_linen():
+    module = LinenNet(linen.LayerNorm)
+    model = from_linen(module)
+    params, variables = model.init(jax.random.key(1), INPUTS), module.init(jax.random.key(1), INPUTS)
+    jax.tree.map(np.testing.assert_array_equal, params, variables["params"])
+    np.testing.assert_allclose(model.apply(params, INPUTS), module.apply(variables, INPUTS), rtol=1e-6)
+    trains(model)
+
+
+def test_from_linen_refuses_other_state_and_other_things():
+    with pytest.raises(ValueError, match="LinenNet has the variables batch_stats"):
+        from_linen(LinenNet(linen.BatchNorm)).init(jax.random.key(0), INPUTS)
+    with pytest.raises(TypeError, match=r"instance of flax\.linen\.Module"):
+        from_linen(linen.Dense)
+
+
+def test_from_nnx_factory():
+    model = from_nnx(lambda rngs: NnxNet(rngs))
+    params = model.init(jax.random.key(1), INPUTS)
+    np.testing.assert_allclose(model.apply(params, INPUTS), NnxNet(nnx.Rngs(jax.random.key(1)))(INPUTS), rtol=1e-6)
+    other = model.init(jax.random.key(2), INPUTS)
+    assert not jnp.array_equal(model.apply(params, INPUTS), model.apply(other, INPUTS))
+    trains(model)
+    many = jax.jit(jax.vmap(model.init, (0, None)))(jax.random.split(jax.random.key(0), 3), INPUTS)
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(many)} == {3}
+
+
+def test_from_nnx_module_keeps_its_parameters():
+    module = NnxNet(nnx.Rngs(3))
+    expected = module(INPUTS)
+    model = from_nnx(module)
+    module.layers[1].bias[...] = module.layers[1].bias[...] + 1  # trained on elsewhere, afterwards
+    for key in range(2):
+        params = model.init(jax.random.key(key), INPUTS)
+        np.testing.assert_allclose(model.apply(params, INPUTS), expected, rtol=1e-6)
+    trains(model)
+
+
+class NnxWithState(nnx.Module):
+    def __init__(self, rngs, extra):
+        self.linear = nnx.Linear(4, 3, rngs=rngs)
+        self.extra = extra(rngs)
+
+    def __call__(self, x):
+        return self.extra(self.linear(x))
+
+
+@pytest.mark.parametrize(
+    ("extra", "kinds"),
+    [
+        (lambda rngs: nnx.BatchNorm(3, rngs=rngs), "BatchStat"),
+        (lambda rngs: nnx.Dropout(0.5, rngs=rngs), "RngCount, RngKey"),
+    ],
+)
+def test_from_nnx_refuses_other_state(extra, kinds):
+    for given in (NnxWithState(nnx.Rngs(0), extra), lambda rngs: NnxWithState(rngs, extra)):
+        with pytest.raises(ValueError, match=f"NnxWithState has variables of type {kinds} next to Param"):
+            from_nnx(given)
+
+
+@pytest.mark.parametrize("given", [NnxNet, 3, lambda rngs: None])
+def test_from_nnx_refuses_what_is_no_module(given):
+    with pytest.raises(TypeError, match=r"nnx\.Module"):
+        from_nnx(given)
