@@ -15,7 +15,20 @@ FLOORS = {
     2: {"client", "cohort", "server"},
     3: {"algorithms"},
     4: {"simulation", "sweep", "evaluation"},
-    5: {"config", "cli", "records", "checkpoint", "plots", "report", "compare", "experiment"},
+    5: {
+        "config",
+        "cli",
+        "records",
+        "checkpoint",
+        "plots",
+        "report",
+        "compare",
+        "experiment",
+        "presets",
+        "progress",
+        "train",
+    }
+    | {"_toml"},
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 
