@@ -414,9 +414,7 @@ def round_from_state(
     `local_bounds` must be given: relative bounds are fixed by the run's β^0, which is not part of the state.
     """
     schedulers = frozenset(schedulers)
-    _check(
-        schedulers, weighting, inner_product, server_optimizer, client_optimizer, alpha_schedule, beta_schedule
-    )
+    _check(schedulers, weighting, inner_product, server_optimizer, client_optimizer, alpha_schedule, beta_schedule)
     if not isinstance(batches, Mapping) and len(batches) != len(cohort):
         raise ValueError(f"batches for {len(batches)} clients, but the cohort has {len(cohort)}")
 

@@ -193,9 +193,7 @@ def test_quadratic_client_and_the_sign_of_its_global_term():
 
 
 def test_quadratic_all_three():
-    first, second = run_quadratic(
-        G | SL | CL, kappa_global=1 / 16, kappa_server_local=1 / 32, kappa_client=1 / 64
-    )
+    first, second = run_quadratic(G | SL | CL, kappa_global=1 / 16, kappa_server_local=1 / 32, kappa_client=1 / 64)
     assert first.w == 57 / 16
     np.testing.assert_allclose(second.inner_product, 73633887 / 2**25, rtol=1e-15)
     np.testing.assert_allclose(second.alpha, 1 + 73633887 / 2**29, rtol=1e-15)
@@ -253,9 +251,7 @@ def test_client_rates_start_from_the_servers():
     # round 2: 0.67578125, + ¼(1 + ½·1.40625) = 1.1015625
     records = one_client([[1, 1]] * 3, beta=0.5, schedulers=SL | CL, kappa_server_local=0.1, kappa_client=0.25)
     np.testing.assert_allclose(column(records, "beta"), [0.5, 0.5, 0.67578125], rtol=1e-15)
-    np.testing.assert_allclose(
-        np.ravel(column(records, "client_final_rates")), [0.75, 0.90625, 1.1015625], rtol=1e-15
-    )
+    np.testing.assert_allclose(np.ravel(column(records, "client_final_rates")), [0.75, 0.90625, 1.1015625], rtol=1e-15)
     assert column(records, "beta_updates") == [2, 2, 2]
 
 
@@ -321,9 +317,7 @@ def test_client_rate_is_clipped_at_both_bounds(bounds, lower, upper):
 
 def test_decay_by_schedules():
     # slopes 1, K = 2, α^t = 2^{-t}, β^t = 4^{-t}: Δ^t = 2·4^{-t}, steps 2, 1/4, 1/32
-    records = one_client(
-        [[1, 1]] * 3, beta=1.0, alpha_schedule=lambda t: 0.5**t, beta_schedule=lambda t: 0.25**t
-    )
+    records = one_client([[1, 1]] * 3, beta=1.0, alpha_schedule=lambda t: 0.5**t, beta_schedule=lambda t: 0.25**t)
     assert column(records, "alpha") == [1.0, 0.5, 0.25]
     assert column(records, "beta") == [1.0, 0.25, 0.0625]
     assert column(records, "w") == [-2.0, -2.25, -2.28125]
@@ -424,8 +418,16 @@ def test_zero_kappa_is_fedavg_bit_for_bit():
     problem, w0, cohorts, batches, num_examples = ragged_case()
     plain = run(problem.gradient, w0, cohorts, batches, num_examples, beta=0.1)
     zero = run(
-        problem.gradient, w0, cohorts, batches, num_examples, beta=0.1, schedulers=G | SL | CL,
-        kappa_global=0.0, kappa_server_local=0.0, kappa_client=0.0,
+        problem.gradient,
+        w0,
+        cohorts,
+        batches,
+        num_examples,
+        beta=0.1,
+        schedulers=G | SL | CL,
+        kappa_global=0.0,
+        kappa_server_local=0.0,
+        kappa_client=0.0,
     )
     np.testing.assert_array_equal(column(plain, "w"), column(zero, "w"))
 
@@ -439,8 +441,13 @@ def test_run_is_a_loop_over_rounds_and_batches_may_be_listed_by_position(server_
     again = run(problem.gradient, w0, cohorts, listed, num_examples, beta=0.1, **options)
     np.testing.assert_array_equal(column(records, "w"), column(again, "w"))
     fourth = round_from_state(
-        problem.gradient, records[2].state, cohorts[3], batches[3], num_examples,
-        local_bounds=relative_bounds(0.1), **options,
+        problem.gradient,
+        records[2].state,
+        cohorts[3],
+        batches[3],
+        num_examples,
+        local_bounds=relative_bounds(0.1),
+        **options,
     )
     np.testing.assert_array_equal(fourth.w, records[3].w)
     assert (fourth.round, fourth.alpha, fourth.beta) == (3, records[3].alpha, records[3].beta)
@@ -457,9 +464,7 @@ def test_one_step_full_participation_is_hypergradient_descent():
         return np.mean(a * (w - centres[rows]), axis=0)
 
     batches = [{m: [np.array([m])] for m in range(4)}] * 10
-    records = run(
-        gradient, np.ones(3), [range(4)] * 10, batches, np.ones(4), beta=0.2, schedulers=G, kappa_global=0.5
-    )
+    records = run(gradient, np.ones(3), [range(4)] * 10, batches, np.ones(4), beta=0.2, schedulers=G, kappa_global=0.5)
     w, alpha, previous = np.ones(3), 1.0, np.zeros(3)
     for record in records:
         g = a * (w - centres.mean(axis=0))

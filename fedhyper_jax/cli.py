@@ -1,0 +1,270 @@
+"""The command line ``fedhyper``: `run`, `compare`, `plot` and `data`.
+
+Mistakes of the user are one line on standard error and exit status 2; a traceback is a defect of this package.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from fedhyper_jax.config import COMMANDS, CompareConfig, ConfigError, DataConfig, RunConfig, load_config
+from fedhyper_jax.presets import PRESETS, preset_config
+
+HELP = """\
+usage: fedhyper COMMAND [OPTIONS]
+
+Simulates federated learning with the FedHyper learning-rate schedulers.
+
+commands:
+  run       one method, one seed: a run folder with metrics, parameters and plots
+  compare   several methods from several initial local rates: a table and plots
+  plot      draw the plots of a run folder again
+  data      show how a data set is divided over the clients, or which sets are here
+
+  fedhyper COMMAND --help   lists the options of a command
+  fedhyper --version        prints the version
+
+examples:
+  fedhyper compare --preset demo
+  fedhyper compare --data fashion_mnist --local-rates 0.001 0.01
+  fedhyper run --method G+SL --local-rate 0.01 --rounds 100 --out runs/first
+  fedhyper data --clients 50 --alpha 0.1 --out partition.png
+"""
+
+_T = TypeVar("_T")
+_MARKERS = (tyro.conf.OmitArgPrefixes,)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Common:
+    config: str | None = None
+    """TOML file whose values the options below override."""
+    preset: str | None = None
+    """Named configuration to start from: demo or fashion_mnist. --data NAME alone starts from the preset NAME."""
+    overwrite: bool = False
+    """Replace an earlier run in the run folder."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Run(_Common):
+    settings: Annotated[RunConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=RunConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Compare(_Common):
+    settings: Annotated[CompareConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=CompareConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Plot:
+    folder: Annotated[str, tyro.conf.Positional]
+    """Run folder of `fedhyper run` or `fedhyper compare`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Data:
+    list: bool = False
+    """List the known data sets and where they were looked for."""
+    out: str | None = None
+    """Picture of the division to write; its suffix chooses the format."""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      arguments: what follows the program's name; those of the process if None.
+
+    Returns:
+      The exit status: 0, 2 for a mistake of the user, 130 where it was interrupted.
+
+    Example:
+      >>> main(["paint"])  # prints: fedhyper: error: unknown command 'paint'; known: run, compare, plot, data
+      2
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    commands: dict[str, Callable[[Sequence[str]], None]] = {
+        "run": _run,
+        "compare": _compare,
+        "plot": _plot,
+        "data": _data,
+    }
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if arguments[0] == "--version":
+        import fedhyper_jax
+
+        print(fedhyper_jax.__version__)
+        return 0
+    try:
+        if arguments[0] not in commands:
+            raise ConfigError(f"unknown command {arguments[0]!r}; known: {', '.join(commands)}")
+        commands[arguments[0]](arguments[1:])
+    except ConfigError as error:
+        print(f"fedhyper: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fedhyper: interrupted; the records of the rounds done are in the run folder", file=sys.stderr)
+        return 130
+    except SystemExit as exit_:  # --help
+        return int(exit_.code or 0)
+    return 0
+
+
+def _run(arguments: Sequence[str]) -> None:
+    parsed, preset = _parse_settings("run", _Run, arguments)
+    from fedhyper_jax.report import print_run
+    from fedhyper_jax.train import train
+
+    summary = train(parsed.settings, preset=preset, overwrite=parsed.overwrite, quiet=parsed.quiet)
+    print_run(summary)
+    print(f"{_seconds(summary)}; results in {parsed.settings.folder}")
+
+
+def _compare(arguments: Sequence[str]) -> None:
+    parsed, preset = _parse_settings("compare", _Compare, arguments)
+    from fedhyper_jax.compare import compare
+    from fedhyper_jax.report import print_comparison
+
+    overwrite = parsed.overwrite or _is_own_demo(parsed.settings, preset)
+    summary = compare(parsed.settings, preset=preset, overwrite=overwrite, quiet=parsed.quiet)
+    print_comparison(summary)
+    print(f"{_seconds(summary)}; summary and plots in {parsed.settings.folder}")
+
+
+def _plot(arguments: Sequence[str]) -> None:
+    parsed = _parse(_Plot, arguments, "plot", None)
+    from fedhyper_jax.plots import plot_folder
+
+    for path in plot_folder(parsed.folder):
+        print(path)
+
+
+def _data(arguments: Sequence[str]) -> None:
+    parsed = _parse(_Data, arguments, "data", None)
+    from fedhyper_jax.experiment import build_partition, one_line
+
+    if parsed.list:
+        for name, state in _known_data():
+            print(f"{name}: {state}")
+        return
+    from fedhyper_jax.data import partition_report, plot_partition
+
+    try:
+        dataset, partition = build_partition(parsed.data)
+        report = partition_report(partition, dataset.train["y"])
+        if parsed.out is not None:
+            pathlib.Path(parsed.out).absolute().parent.mkdir(parents=True, exist_ok=True)
+            plot_partition(report, parsed.out)
+    except (ValueError, OSError, ImportError) as error:
+        raise ConfigError(one_line(error)) from error
+    print(f"{dataset!r}\n{report}")
+    if parsed.out is not None:
+        print(parsed.out)
+
+
+def _known_data() -> list[tuple[str, str]]:
+    """Every known data set and whether it is here; nothing is downloaded."""
+    from fedhyper_jax.data import LOADERS, sources
+
+    tfds = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    states = {"digits": "here (ships with scikit-learn)", "synthetic_logistic": "here (made up on demand)"}
+    for name in LOADERS:
+        if name in states:
+            continue
+        searched: list[str] = []
+        if name in ("fashion_mnist", "mnist"):
+            files, searched = sources._search(name, None)
+            if files:
+                states[name] = f"here ({files['train_images'].parent})"
+                continue
+        if (tfds / name).is_dir():
+            states[name] = f"here ({tfds / name})"
+        else:
+            states[name] = f"not found; looked in {', '.join([*searched, str(tfds / name)])}"
+    return [(name, states[name]) for name in LOADERS]
+
+
+def _parse_settings(command: str, cls: type[_T], arguments: Sequence[str]) -> tuple[_T, str | None]:
+    """The parsed arguments, and the name of the preset that they leave unchanged, if any.
+
+    The options' defaults come from the configuration file or the preset, so these are looked for first.
+    """
+    config, preset, data = (_peek(arguments, option) for option in ("--config", "--preset", "--data"))
+    if config is not None and preset is not None:
+        raise ConfigError("give --config or --preset, not both")
+    if config is None and preset is None and data in PRESETS:
+        preset = data
+    if config is not None:
+        default = load_config(config, command)
+    elif preset is not None:
+        default = preset_config(preset, command)
+    else:
+        default = COMMANDS[command]()
+    parsed = _parse(cls, arguments, command, cls(settings=default))
+    unchanged = preset is not None and parsed.settings == preset_config(preset, command)
+    return parsed, preset if unchanged else None
+
+
+def _peek(arguments: Sequence[str], option: str) -> str | None:
+    """The value of an option before the arguments are parsed; the last one counts, as it does in parsing."""
+    value = None
+    for position, argument in enumerate(arguments):
+        if argument == option and position + 1 < len(arguments):
+            value = arguments[position + 1]
+        elif argument.startswith(f"{option}="):
+            value = argument.split("=", 1)[1]
+    return value
+
+
+def _parse(cls: type[_T], arguments: Sequence[str], command: str, default: Any) -> _T:
+    """Parses with tyro, whose boxes of several lines become one line."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            settings = {} if default is None else {"default": default}
+            return tyro.cli(cls, args=list(arguments), prog=f"fedhyper {command}", config=_MARKERS, **settings)
+    except SystemExit as exit_:
+        if exit_.code in (0, None):
+            raise
+        raise ConfigError(f"{_first_paragraph(errors.getvalue())}; see `fedhyper {command} --help`") from None
+
+
+def _first_paragraph(box: str) -> str:
+    """What stands in a box of tyro's before its first rule or empty line."""
+    lines = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("│ ").strip()
+        if not text or set(text) <= set("─╰╯"):
+            break
+        lines.append(text)
+    return " ".join(lines).rstrip(".") or "the arguments could not be parsed"
+
+
+def _is_own_demo(config: CompareConfig, preset: str | None) -> bool:
+    """Whether the folder holds the unchanged demo and is about to get it again: `make demo` can be repeated."""
+    from fedhyper_jax.records import read_notes
+
+    notes = read_notes(config.folder)
+    return preset == "demo" and notes is not None and notes.get("preset") == "demo"
+
+
+def _seconds(summary: dict[str, Any]) -> str:
+    seconds = summary["seconds"]
+    first = next(value for name, value in seconds.items() if name.startswith("first_chunk"))
+    return f"{seconds['total']:.1f} s, {first:.1f} s of it first chunks with compilation"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

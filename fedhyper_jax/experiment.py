@@ -1,0 +1,296 @@
+"""From a configuration to the objects that it names; what `fedhyper run` and `fedhyper compare` share."""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from fedhyper_jax import _validate, models
+from fedhyper_jax.algorithms import decay_global, decay_local, fedavg, fedhyper
+from fedhyper_jax.base import FederatedAlgorithm, LossFunction, Model, Params
+from fedhyper_jax.cohort import parse_strategy
+from fedhyper_jax.config import Config, ConfigError, DataConfig, MethodSettings, ModelConfig, RunConfig, WorkConfig
+from fedhyper_jax.data import (
+    LOADERS,
+    PARTITIONERS,
+    Dataset,
+    FederatedData,
+    LocalWork,
+    Partition,
+    hold_out,
+    load,
+    local_epochs,
+    local_steps,
+    make_partition,
+    pack,
+)
+from fedhyper_jax.data.cohorts import check_cohort_size
+from fedhyper_jax.evaluation import Evaluation, EvaluationData, make_evaluation
+from fedhyper_jax.losses import cross_entropy
+from fedhyper_jax.metrics import classification
+
+
+def _fedavg(loss_fn: LossFunction, settings: MethodSettings, **common: Any) -> FederatedAlgorithm:
+    return fedavg(loss_fn, global_rate=settings.global_rate, **common)
+
+
+def _decay(factory: Callable, loss_fn: LossFunction, settings: MethodSettings, **common: Any) -> FederatedAlgorithm:
+    return factory(loss_fn, global_rate=settings.global_rate, factor=settings.decay_factor, **common)
+
+
+def _fedhyper(schedulers: str, loss_fn: LossFunction, settings: MethodSettings, **common: Any) -> FederatedAlgorithm:
+    return fedhyper(
+        loss_fn,
+        schedulers,
+        global_rate=settings.global_rate,
+        hyper_rate=settings.hyper_rate,
+        global_bounds=settings.global_bounds,
+        local_bounds=settings.local_bounds,
+        **common,
+    )
+
+
+METHODS: dict[str, Callable[..., FederatedAlgorithm]] = {
+    "fedavg": _fedavg,
+    "G": functools.partial(_fedhyper, "G"),
+    "SL": functools.partial(_fedhyper, "SL"),
+    "CL": functools.partial(_fedhyper, "CL"),
+    "G+SL": functools.partial(_fedhyper, "G+SL"),
+    "G+CL": functools.partial(_fedhyper, "G+CL"),
+    "SL+CL": functools.partial(_fedhyper, "SL+CL"),
+    "G+SL+CL": functools.partial(_fedhyper, "G+SL+CL"),
+    "decay_global": functools.partial(_decay, decay_global),
+    "decay_local": functools.partial(_decay, decay_local),
+}
+"""Methods by name: ``factory(loss_fn, method_settings, *, work, local_rate, …) -> FederatedAlgorithm``."""
+
+# The adaptive ones with the constants of Reddi et al., "Adaptive Federated Optimization", ICLR 2021.
+SERVER_OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "sgd": lambda rate=1.0: optax.sgd(rate),
+    "momentum": lambda rate=1.0: optax.sgd(rate, momentum=0.9),
+    "adam": lambda rate=0.01: optax.adam(rate, b1=0.9, b2=0.99, eps=1e-3),
+    "adagrad": lambda rate=0.01: optax.adagrad(rate, initial_accumulator_value=0.0, eps=1e-3),
+    "yogi": lambda rate=0.01: optax.yogi(rate, b1=0.9, b2=0.99, eps=1e-3),
+}
+"""Server optimizers by name; each takes its own rate."""
+
+CLIENT_OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "sgd": lambda: optax.sgd(1.0),
+    "momentum": lambda: optax.sgd(1.0, momentum=0.9),
+}
+"""Client optimizers by name."""
+
+
+class Experiment(NamedTuple):
+    """Everything that a configuration names, ready to run.
+
+    Attributes:
+      dataset: examples before they are divided.
+      partition: who owns which.
+      data: the federated training data.
+      model: the model.
+      loss_fn: its loss.
+      evaluate: see `make_evaluation`.
+      evaluation_data: the server's test set and, if asked for, the clients' examples.
+      make_algorithm: ``make_algorithm(method, local_rate) -> FederatedAlgorithm``; the rate may be traced.
+      start: ``start(seed) -> (parameters, key of the run)``.
+    """
+
+    dataset: Dataset
+    partition: Partition
+    data: FederatedData
+    model: Model
+    loss_fn: LossFunction
+    evaluate: Evaluation
+    evaluation_data: EvaluationData
+    make_algorithm: Callable[[str, Any], FederatedAlgorithm]
+    start: Callable[[int], tuple[Params, Array]]
+
+
+def build_experiment(config: Config) -> Experiment:
+    """Loads, divides and assembles what a configuration names; nothing is compiled or run.
+
+    Args:
+      config: of a run or of a comparison.
+
+    Returns:
+      The `Experiment`. Every method and rate of the configuration has been made once, so that all are known to work.
+
+    Raises:
+      ConfigError: anything that the configuration gets wrong, or data that are not there; the message is one line.
+
+    Example:
+      >>> from fedhyper_jax.config import RunConfig
+      >>> experiment = build_experiment(RunConfig())
+      >>> experiment.data.population, experiment.dataset.num_classes
+      (100, 10)
+    """
+    try:
+        _check_numbers(config)
+        dataset, partition = build_partition(config.data)
+        data = pack(dataset.train, partition.client_rows)
+        clients = data
+        if config.data.hold_out:
+            data, clients = hold_out(data, config.data.hold_out, seed=config.data.partition_seed)
+        check_cohort_size(config.run.cohort_size, data.population)
+        model = make_model(config.model, dataset.num_classes)
+        loss_fn = cross_entropy(model)
+        experiment = Experiment(
+            dataset=dataset,
+            partition=partition,
+            data=data,
+            model=model,
+            loss_fn=loss_fn,
+            evaluate=make_evaluation(classification(model)),
+            evaluation_data=EvaluationData(
+                test={name: jnp.asarray(array) for name, array in dataset.test.items()},
+                clients=clients if config.data.evaluate_clients else None,
+            ),
+            make_algorithm=_algorithm_factory(loss_fn, config),
+            start=functools.partial(_start, jax.jit(model.init), jnp.asarray(dataset.train["x"][:1])),
+        )
+        for method, local_rate in _cells(config):
+            experiment.make_algorithm(method, local_rate)
+        # shapes that the model refuses
+        jax.eval_shape(lambda: experiment.start(0)[0])
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        raise ConfigError(one_line(error)) from error
+    return experiment
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line; indented lines become a list with commas."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ", ".join(lines).replace(":, ", ": ")
+
+
+def build_partition(config: DataConfig) -> tuple[Dataset, Partition]:
+    """Loads the data set of a configuration and divides its training examples.
+
+    Raises:
+      ValueError: unknown names, settings that the data set or the partitioner refuses.
+      FileNotFoundError: files that are not there; the message says what to install.
+
+    Example:
+      >>> dataset, partition = build_partition(DataConfig(clients=20))
+      >>> dataset.name, partition.num_clients
+      ('digits', 20)
+    """
+    _validate.one_of(LOADERS, **{"data set": config.name})
+    _validate.one_of(PARTITIONERS, partitioner=config.partitioner)
+    taken = inspect.signature(LOADERS[config.name]).parameters
+    settings = {}
+    if config.source is not None:
+        settings["source"] = config.source
+    if config.folder is not None:
+        # TensorFlow Datasets calls its folder data_dir
+        settings["folder" if "folder" in taken and config.source != "tfds" else "data_dir"] = config.folder
+    for setting, flag in (("source", "source"), ("folder", "folder"), ("data_dir", "folder")):
+        if setting in settings and setting not in taken:
+            raise ValueError(f"data set {config.name!r} takes no {flag}; leave it out")
+    if "num_clients" in taken:  # made-up data, client by client
+        settings |= {"num_clients": config.clients, "seed": config.partition_seed}
+    dataset = load(config.name, **settings)
+
+    known = inspect.signature(PARTITIONERS[config.partitioner]).parameters
+    names = ("alpha", "shards_per_client", "distribution", "skew", "min_examples")
+    partition = make_partition(
+        config.partitioner,
+        dataset.train["y"],
+        config.clients,
+        client_ids=dataset.train_client_ids,
+        seed=config.partition_seed,
+        **{name: getattr(config, name) for name in names if name in known},
+    )
+    return dataset, partition
+
+
+def make_model(config: ModelConfig, num_classes: int) -> Model:
+    """The model of a configuration; settings that are None are left to the model."""
+    _validate.one_of(models.MODELS, model=config.name)
+    settings = {name: value for name, value in vars(config).items() if name != "name" and value is not None}
+    return models.make_model(config.name, num_classes, **settings)
+
+
+def make_work(config: WorkConfig) -> LocalWork:
+    """The local work of a configuration."""
+    if config.local_epochs is not None and config.local_steps is not None:
+        raise ValueError(
+            f"give local_epochs or local_steps, not both, got {config.local_epochs} and {config.local_steps}; "
+            "--local-steps None takes one back"
+        )
+    if config.local_steps is not None:
+        return local_steps(config.local_steps, config.batch_size, with_replacement=config.with_replacement)
+    if config.with_replacement:
+        raise ValueError("with_replacement goes with local_steps; epochs visit each example once")
+    return local_epochs(1 if config.local_epochs is None else config.local_epochs, config.batch_size)
+
+
+def _start(init: Callable[[Array, Array], Params], inputs: Array, seed: int) -> tuple[Params, Array]:
+    init_key, run_key = jax.random.split(jax.random.key(seed))
+    return init(init_key, inputs), run_key
+
+
+def _algorithm_factory(loss_fn: LossFunction, config: Config) -> Callable[[str, Any], FederatedAlgorithm]:
+    method = config.method
+    _validate.one_of(SERVER_OPTIMIZERS, server_optimizer=method.server_optimizer)
+    _validate.one_of(CLIENT_OPTIMIZERS, client_optimizer=method.client_optimizer)
+    own_rate = () if method.server_optimizer_rate is None else (method.server_optimizer_rate,)
+    common = {
+        "work": make_work(config.work),
+        "server_optimizer": SERVER_OPTIMIZERS[method.server_optimizer](*own_rate),
+        "client_optimizer": CLIENT_OPTIMIZERS[method.client_optimizer](),
+        "weighting": method.weighting,
+        "strategy": parse_strategy(config.run.strategy),
+        "schedule_rounds": max(2, config.run.rounds),
+    }
+
+    def make_algorithm(name: str, local_rate: Any) -> FederatedAlgorithm:
+        _validate.one_of(METHODS, method=name)
+        return METHODS[name](loss_fn, method, local_rate=local_rate, **common)
+
+    return make_algorithm
+
+
+def _cells(config: Config) -> list[tuple[str, float]]:
+    """Every method with every initial local rate that the configuration asks for."""
+    if isinstance(config, RunConfig):
+        return [(config.method.name, config.method.local_rate)]
+    return [(method, rate) for method in config.compare.methods for rate in config.compare.local_rates]
+
+
+def _check_numbers(config: Config) -> None:
+    """What no function further down would refuse, or only after much work."""
+    run, method = config.run, config.method
+    _validate.positive_integer(rounds=run.rounds, eval_every=run.eval_every, clients=config.data.clients)
+    if not 0 < run.target_accuracy <= 1:
+        raise ValueError(f"target_accuracy must lie in (0, 1], got {run.target_accuracy!r}; 0.8 is 80 %")
+    if not 0 <= config.data.hold_out < 1:
+        raise ValueError(f"hold_out must lie in [0, 1), got {config.data.hold_out!r}; 0 holds nothing out")
+    if method.server_optimizer_rate is not None:
+        _validate.positive(server_optimizer_rate=method.server_optimizer_rate)
+    _validate.positive(global_rate=method.global_rate, decay_factor=method.decay_factor)
+    _validate.non_negative(hyper_rate=method.hyper_rate)
+    if isinstance(config, RunConfig):
+        seeds = (run.seed,)
+    else:
+        seeds = config.compare.seed_list
+        if not parse_strategy(run.strategy).compiles:
+            raise ValueError(f"strategy {run.strategy!r} runs without compilation; use it with `fedhyper run`")
+        for name, values in (("methods", config.compare.methods), ("local_rates", config.compare.local_rates)):
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must be one or more different values, got {list(values)}")
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds must be a number ≥ 1 or different seeds, got {config.compare.seeds!r}")
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seeds must be integers from 0 to 2**32 - 1, got {seed}")
+    if not all(math.isfinite(rate) and rate > 0 for _, rate in _cells(config)):
+        wrong = next(rate for _, rate in _cells(config) if not (math.isfinite(rate) and rate > 0))
+        raise ValueError(f"local_rate must be finite and > 0, got {wrong!r}; give a positive number such as 0.1")

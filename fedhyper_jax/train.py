@@ -1,0 +1,102 @@
+"""One run of one method, from its configuration to its run folder; what `fedhyper run` does."""
+
+import time
+from typing import Any
+
+from fedhyper_jax.checkpoint import save_parameters
+from fedhyper_jax.cohort import parse_strategy
+from fedhyper_jax.config import RunConfig
+from fedhyper_jax.experiment import build_experiment
+from fedhyper_jax.plots import plot_folder
+from fedhyper_jax.progress import ProgressBar, chunk_length
+from fedhyper_jax.records import (
+    PARAMETERS,
+    append_records,
+    environment,
+    history_records,
+    prepare_folder,
+    read_records,
+    write_summary,
+)
+from fedhyper_jax.report import summarise_records
+from fedhyper_jax.simulation import Progress, run
+
+
+def train(
+    config: RunConfig, *, preset: str | None = None, overwrite: bool = False, quiet: bool = True
+) -> dict[str, Any]:
+    """Runs a configuration and leaves a run folder behind.
+
+    Args:
+      config: what to run.
+      preset: name of the preset that it is, unchanged.
+      overwrite: whether an earlier run in the folder is replaced.
+      quiet: no progress bar.
+
+    Returns:
+      The summary, as in ``summary.json``.
+
+    Raises:
+      ConfigError: a configuration that cannot be used, or a folder that is not to be touched.
+
+    Example:
+      >>> import tempfile
+      >>> from fedhyper_jax.config import SimulationConfig
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     summary = train(RunConfig(run=SimulationConfig(rounds=3, out=folder)))
+      >>> summary["status"], summary["rounds"]
+      ('finished', 3)
+    """
+    start = time.perf_counter()
+    experiment = build_experiment(config)
+    folder = prepare_folder(config.folder, config, preset=preset, overwrite=overwrite)
+    origin = {
+        "command": "run",
+        "method": config.method.name,
+        "initial_local_rate": config.method.local_rate,
+        "seed": config.run.seed,
+        "data": experiment.dataset.name,
+        "data_source": experiment.dataset.source,
+        "num_classes": experiment.dataset.num_classes,
+        "partition_digest": experiment.partition.digest,
+        "environment": environment(),
+    }
+    write_summary(folder, {"status": "unfinished", **origin})
+
+    def record(done: Progress) -> None:
+        append_records(folder, history_records(done.history, done.seconds))
+
+    params, key = experiment.start(config.run.seed)
+    algorithm = experiment.make_algorithm(config.method.name, config.method.local_rate)
+    with ProgressBar(total_rounds=config.run.rounds, parts=1, quiet=quiet) as bar:
+        bar.start_part(config.method.name)
+        state, _ = run(
+            algorithm,
+            key,
+            algorithm.init(params),
+            experiment.data,
+            rounds=config.run.rounds,
+            cohort_size=config.run.cohort_size,
+            evaluate=experiment.evaluate,
+            evaluation_data=experiment.evaluation_data,
+            eval_every=config.run.eval_every,
+            rounds_per_chunk=chunk_length(config.run.rounds),
+            callbacks=[record, bar],
+            compiles=parse_strategy(config.run.strategy).compiles,
+        )
+    save_parameters(folder / PARAMETERS, state.params)
+    plot_folder(folder)
+    measured = summarise_records(read_records(folder), config.run.target_accuracy, experiment.dataset.num_classes)
+    summary = {
+        "status": "finished",
+        **measured,
+        "seconds": {
+            "total": time.perf_counter() - start,
+            "first_chunk_with_compilation": bar.first_chunk_seconds,
+            "steady": bar.steady_seconds,
+            "steady_rounds_per_second": bar.rounds_per_second,
+        },
+        **origin,
+    }
+    write_summary(folder, summary)
+    return summary

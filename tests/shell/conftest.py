@@ -1,0 +1,39 @@
+"""One tiny run and one tiny comparison on the digits, shared by the tests of the shell."""
+
+import contextlib
+import io
+
+import pytest
+
+from fedhyper_jax.cli import main
+
+TINY = ["--clients", "20", "--cohort-size", "4", "--local-steps", "2", "--batch-size", "8", "--hidden", "8", "--quiet"]
+RUN = ["run", *TINY, "--rounds", "3", "--method", "G+CL", "--local-rate", "0.05"]
+COMPARE = [
+    "compare",
+    *TINY,
+    *("--rounds", "4", "--methods", "fedavg", "SL", "--local-rates", "0.02", "0.5", "--seeds", "2"),
+    *("--target-accuracy", "0.999", "--no-evaluate-clients"),
+]
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "first"
+    assert main([*RUN, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def comparison(tmp_path_factory):
+    """The run folder of a comparison, and what was printed on standard output and standard error."""
+    folder = tmp_path_factory.mktemp("compare") / "first"
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert main([*COMPARE, "--out", str(folder)]) == 0
+    return folder, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="session")
+def compare_folder(comparison):
+    return comparison[0]

@@ -1,0 +1,77 @@
+"""Every snippet of the README runs, and does what the text around it says."""
+
+import pathlib
+import re
+import shlex
+
+import numpy as np
+import pytest
+
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for block in re.findall(r"```console\n(.*?)```", README, flags=re.S)
+    for line in block.splitlines()
+]
+
+
+def execute(first_words):
+    (snippet,) = [s for s in SNIPPETS if first_words in s]
+    names = {}
+    exec(compile(snippet, "README.md", "exec"), names)
+    return names
+
+
+def test_every_snippet_is_run_here():
+    assert len(SNIPPETS) == 3
+
+
+def test_the_library_example(capsys):
+    names = execute('"G+CL"')
+    assert names["history"].evaluation["test_accuracy"][-1] > 0.88
+    assert re.fullmatch(r"accuracy \d\d\.\d%, global rate 1\.\d\d\n", capsys.readouterr().out)
+
+
+def test_the_sweep_example():
+    names = execute("fh.sweep")
+    rates = names["history"].info.local_rate[:, :, -1]
+    assert rates.shape == (3, 4)
+    assert np.all(rates[1] > 0.01)
+    np.testing.assert_allclose(rates[2], 0.01, rtol=1e-6)
+
+
+def test_the_optax_example():
+    names = execute("scale_by_hypergradient(")
+    assert np.linalg.norm(names["params"]) < 0.01
+    assert names["global_rate"](names["state"]) > 0.001
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "fedhyper"], ids=" ".join)
+def test_the_shell_commands(command, tmp_path, monkeypatch):
+    """With few rounds and rates, in a folder of their own; flags given again override the first."""
+    from fedhyper_jax.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    arguments = command[1:]
+    if arguments[0] == "plot":
+        assert main(["run", "--data", "digits", "--rounds", "2", "--quiet", "--out", "runs/demo"]) == 0
+    if arguments[0] == "run":
+        arguments += ["--rounds", "2", "--quiet"]
+    if arguments[0] == "compare":
+        if "fashion_mnist" in arguments:
+            arguments[arguments.index("fashion_mnist")] = "digits"  # the real files: tests/test_fashion_mnist.py
+        arguments += ["--rounds", "2", "--quiet", "--methods", "fedavg", "CL", "--local-rates", "0.01", "--seeds", "1"]
+    assert main(arguments) == 0
+
+
+def test_make_targets_exist():
+    makefile = (pathlib.Path(__file__).parents[1] / "Makefile").read_text()
+    for command in COMMANDS:
+        if command[0] == "make":
+            assert re.search(rf"^{command[1]}:", makefile, flags=re.M)
+
+
+def test_pictures_and_links_exist():
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (pathlib.Path(__file__).parents[1] / target).exists(), target
