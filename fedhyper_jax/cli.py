@@ -185,7 +185,7 @@ def _known_data() -> list[tuple[str, str]]:
             continue
         searched: list[str] = []
         if name in ("fashion_mnist", "mnist"):
-            files, searched = sources._search(name, None)
+            files, searched = sources.locate_files(name, None)
             if files:
                 states[name] = f"here ({files['train_images'].parent})"
                 continue

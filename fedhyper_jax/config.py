@@ -68,7 +68,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkConfig:
-    """What a client does in a round: epochs over its examples or a number of steps; one epoch if neither is given."""
+    """What a client does in a round: epochs over its examples or a number of steps; ten epochs, as in the paper, if neither."""
 
     local_epochs: int | None = None
     """Visits to each of the client's examples."""

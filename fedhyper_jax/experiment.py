@@ -229,7 +229,7 @@ def make_work(config: WorkConfig) -> LocalWork:
         return local_steps(config.local_steps, config.batch_size, with_replacement=config.with_replacement)
     if config.with_replacement:
         raise ValueError("with_replacement goes with local_steps; epochs visit each example once")
-    return local_epochs(1 if config.local_epochs is None else config.local_epochs, config.batch_size)
+    return local_epochs(10 if config.local_epochs is None else config.local_epochs, config.batch_size)
 
 
 def _start(init: Callable[[Array, Array], Params], inputs: Array, seed: int) -> tuple[Params, Array]:

@@ -167,7 +167,7 @@ def _overview(lines: dict[float, list[Line]], config: Config | None, title: str)
         marks = _marks(config, rate)
         _panel(row[0], "accuracy", at_rate, marks, title=f"Test accuracy from local rate {rate:g}")
         _draw_median_rates(row[1], at_rate, marks)
-        _finish(row[1], "Local rate, median of clients and seeds")
+        _finish(row[1], "Local rate (median client)")
         _panel(row[2], "global_rate", at_rate, marks)
     for axes in panels[:-1].ravel():
         axes.set_xlabel("")

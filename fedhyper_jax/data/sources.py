@@ -137,7 +137,7 @@ def _load_mnist_like(name: str, source: str, folder: Any, data_dir: Any, standar
     scale = {"mean": facts["mean"], "std": facts["std"]} if standardise else {}
     searched = []
     if source != "tfds":
-        files, searched = _search(name, folder)
+        files, searched = locate_files(name, folder)
         if files:
             arrays = _idx.read_image_set(files, num_classes=10)
             train, test = (
@@ -168,7 +168,7 @@ def _explicit(name: str, folder: Any) -> str | None:
     return os.fspath(folder) if folder is not None else os.environ.get(_SPECIFIC[name]["variable"]) or None
 
 
-def _search(name: str, folder: Any) -> tuple[dict[str, pathlib.Path] | None, list[str]]:
+def locate_files(name: str, folder: Any) -> tuple[dict[str, pathlib.Path] | None, list[str]]:
     """The four IDX files of the first folder that has them all, and a line about every folder searched until then."""
     title = _SPECIFIC[name]["title"]
     explicit = _explicit(name, folder)
