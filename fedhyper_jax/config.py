@@ -68,7 +68,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkConfig:
-    """What a client does in a round: epochs over its examples or a number of steps; ten epochs, as in the paper, if neither."""
+    """What a client does in a round: epochs or a number of steps; ten epochs, as in the paper, if neither is given."""
 
     local_epochs: int | None = None
     """Visits to each of the client's examples."""
