@@ -43,7 +43,7 @@ def test_the_sweep_example():
 
 def test_the_optax_example():
     names = execute("scale_by_hypergradient(")
-    assert np.linalg.norm(names["params"]) < 0.01
+    assert np.linalg.norm(names["params"]) < 0.05
     assert names["global_rate"](names["state"]) > 0.001
 
 

@@ -38,7 +38,7 @@ def test_G_on_a_quadratic_with_one_full_step_is_hypergradient_descent(key, float
     def loss_fn(w, batch):
         return 0.5 * (batch["x"] @ w - batch["y"]) ** 2
 
-    beta, kappa, alpha = 0.1, 30.0, 1.0
+    beta, kappa, alpha = 0.1, 100.0, 1.0
     algorithm = fedhyper(loss_fn, "G", work=local_epochs(1, batch_size=12), local_rate=beta, hyper_rate=kappa)
     _, infos = play(algorithm, key, data, [[0, 1, 2]] * 25, jnp.zeros(3))
     w, previous = np.zeros(3), np.zeros(3)
