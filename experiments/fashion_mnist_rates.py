@@ -123,7 +123,7 @@ def page(runs: dict[str, np.ndarray], command: str) -> str:
         "",
         "Against the table of SPEC.md section 4: means within 2 points or two combined standard errors, whichever",
         "is larger. The error is given from the seeds alone and with what the choice of partition and initialisation",
-        "adds.",
+        "adds; SPEC.md's partition is not this one, so the second is the fair comparison.",
         "",
         "| method | β⁰ | SPEC.md | agrees (seeds) | agrees (seeds and partition) |",
         "|---|---|---|---|---|",
