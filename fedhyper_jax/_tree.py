@@ -30,12 +30,17 @@ def norm(tree: PyTree) -> Float[Array, ""]:
 
 def select(condition: Bool[Array, ""], on_true: PyTree, on_false: PyTree) -> PyTree:
     """``on_true`` where the scalar ``condition`` holds, else ``on_false``, leaf by leaf, in ``on_false``'s dtypes."""
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y).astype(jnp.result_type(y)), on_true, on_false)
+
+    def leaf(x, y):
+        chosen = jnp.where(condition, x, y)
+        return chosen if chosen.dtype == y.dtype else chosen.astype(y.dtype)  # keys cannot be cast, not even to keys
+
+    return jax.tree.map(leaf, on_true, on_false)
 
 
 def is_finite(tree: PyTree) -> Bool[Array, ""]:
-    """Whether every entry of every leaf is finite."""
-    checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    """Whether every number of every leaf is finite; integers are, and so are the keys of a noisy optimizer."""
+    checks = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return functools.reduce(jnp.logical_and, checks, jnp.array(True))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -23,23 +24,31 @@ def _scalars(**arguments: Any) -> dict[str, float]:
         if is_traced(value):
             continue
         array = np.asarray(value)
-        if array.shape != () or array.dtype.kind not in "fiu":
+        # (bfloat16 is of kind V to NumPy)
+        if array.shape != () or not (array.dtype.kind in "fiu" or jnp.issubdtype(array.dtype, jnp.floating)):
             raise ValueError(f"{name} must be a real number, got {value!r}; to try several values, vmap over them")
         concrete[name] = float(array)
     return concrete
 
 
+def _fits_float32(value: float) -> bool:
+    """Whether float32, the dtype of rates, holds the value as neither infinity nor a zero that it is not."""
+    with np.errstate(over="ignore"):
+        rounded = np.float32(value)
+    return bool(np.isfinite(rounded)) and (rounded != 0 or value == 0)
+
+
 def positive(**arguments: Any) -> None:
     """Each argument is finite and > 0."""
     for name, value in _scalars(**arguments).items():
-        if not (math.isfinite(value) and value > 0):
+        if not (_fits_float32(value) and value > 0):
             raise ValueError(f"{name} must be finite and > 0, got {value!r}; give a positive number such as 0.1")
 
 
 def non_negative(**arguments: Any) -> None:
     """Each argument is finite and ≥ 0."""
     for name, value in _scalars(**arguments).items():
-        if not (math.isfinite(value) and value >= 0):
+        if not (_fits_float32(value) and value >= 0):
             raise ValueError(f"{name} must be finite and ≥ 0, got {value!r}; give 0 or a positive number")
 
 

@@ -12,7 +12,10 @@ from jaxtyping import Array, Float, Int
 from fedhyper_jax import _tree
 from fedhyper_jax.base import Batch, LossFunction, Params, PyTree
 from fedhyper_jax.data.batches import ClientBatches
-from fedhyper_jax.hypergradient import AdaptiveRate, adaptive_rate, scale_by_local_hypergradient
+from fedhyper_jax.hypergradient import AdaptiveRate, adaptive_rate
+from fedhyper_jax.hypergradient._client import local_transform
+from fedhyper_jax.hypergradient._rule import check
+from fedhyper_jax.metrics import check_per_example
 from fedhyper_jax.rates import RateReport
 
 
@@ -53,7 +56,7 @@ def broadcast_rate() -> ClientRule:
 
     def report(state):
         del state
-        return RateReport(*(jnp.zeros((), jnp.int32) for _ in RateReport._fields))
+        return RateReport.none()
 
     return ClientRule(init=lambda params: (), transform=transform, report=report, needs_pseudo_gradient=False)
 
@@ -66,17 +69,14 @@ def local_hypergradient(initial_rate, hyper_rate, bounds) -> ClientRule:
       hyper_rate: κ.
       bounds: (lower, upper) as plain numbers.
     """
+    check(initial_rate, hyper_rate, bounds, rate_name="local_rate")
 
     def init(params) -> AdaptiveRate:
         return adaptive_rate(initial_rate, hyper_rate, bounds, _tree.accumulator_dtype(params))
 
     def transform(settings, rate, num_steps):
-        return scale_by_local_hypergradient(
-            rate,
-            hyper_rate=settings.hyper_rate,
-            bounds=(settings.lower, settings.upper),
-            global_weight=1 / jnp.maximum(num_steps, 1).astype(rate.dtype),
-        )
+        global_weight = 1 / jnp.maximum(num_steps, 1).astype(rate.dtype)
+        return local_transform(rate, settings.hyper_rate, (settings.lower, settings.upper), global_weight)
 
     def report(state):
         updates = jnp.maximum(state.step_count - 1, 0) - state.non_finite_count
@@ -154,7 +154,9 @@ def train_client(
         count = jnp.sum(mask, dtype=jnp.int32)
 
         def mean_loss(params):
-            total = jnp.sum(jnp.where(mask, loss_fn(params, batch), 0.0))
+            losses = loss_fn(params, batch)
+            check_per_example(losses, len(mask), name="loss_fn")
+            total = jnp.sum(jnp.where(mask, losses, 0.0))
             return total / jnp.maximum(count, 1), total
 
         (value, total), gradient = jax.value_and_grad(mean_loss, has_aux=True)(carry.params)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from fedhyper_jax import _validate
+from fedhyper_jax import _tree, _validate
 from fedhyper_jax.base import PyTree
 from fedhyper_jax.client import compiled_loop
 
@@ -110,7 +110,7 @@ class ClientError(RuntimeError):
 
 def _debug(client_fn, slots: Slots):
     if _validate.is_traced(slots.client_ids):
-        raise ValueError("the strategy 'debug' runs without jit; call round eagerly, or use simulation.run, which does")
+        raise ValueError("the strategy 'debug' runs without jit; call round eagerly, or use run(..., compiles=False)")
     total, stacked = None, []
     for client_id, client_steps in zip(slots.client_ids, slots.steps, strict=True):
 
@@ -121,7 +121,7 @@ def _debug(client_fn, slots: Slots):
                     carry = body(jnp.asarray(k), carry)
                 except Exception as error:
                     raise ClientError(f"client {int(client_id)}, local step {k}: {error}") from error
-                if not warned and not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(carry)):
+                if not warned and not _tree.is_finite(carry):
                     warned = True
                     warnings.warn(
                         f"client {int(client_id)}, local step {k}: parameters, loss or rate are no longer finite; "
@@ -168,7 +168,7 @@ def parse_strategy(strategy: str | Strategy) -> Strategy:
     if isinstance(strategy, Strategy):
         return strategy
     named = {known.name: known for known in (vectorized, sequential, debug)}
-    match = re.fullmatch(r"chunked\((\d+)\)", strategy)
+    match = re.fullmatch(r"chunked\((\d+)\)", str(strategy))
     if match:
         return chunked(int(match[1]))
     _validate.one_of([*named, "chunked(c)"], strategy=strategy)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from fedhyper_jax import _validate
 from fedhyper_jax.base import Batch, Params
 from fedhyper_jax.data.federated import FederatedData
-from fedhyper_jax.metrics import Mean, MetricsFunction
+from fedhyper_jax.metrics import Mean, MetricsFunction, check_per_example
 
 
 @jax.tree_util.register_dataclass
@@ -60,6 +60,7 @@ def make_evaluation(metrics_fn: MetricsFunction, *, batch_size: int = 500) -> Ev
     _validate.positive_integer(batch_size=batch_size)
 
     def evaluate(params: Params, data: EvaluationData) -> dict[str, Float[Array, ""]]:
+        _check_data(data)
         values = {}
         if data.test is not None:
             length = len(next(iter(data.test.values())))
@@ -75,16 +76,31 @@ def make_evaluation(metrics_fn: MetricsFunction, *, batch_size: int = 500) -> Ev
         return values
 
     def _per_example(params, examples: Batch, rows) -> dict[str, Float[Array, " rows"]]:
+        examples = jax.tree.map(jnp.asarray, examples)
         size = min(batch_size, len(rows))
         padded = jnp.concatenate([rows, jnp.repeat(rows[-1:], -len(rows) % size)]).reshape(-1, size)
 
         def one_batch(_, batch_rows):
-            return None, metrics_fn(params, jax.tree.map(lambda array: array[batch_rows], examples))
+            values = metrics_fn(params, jax.tree.map(lambda array: array[batch_rows], examples))
+            for name, value in values.items():
+                check_per_example(value, size, name=f"the metric {name!r}")
+            # Sums of many examples want float32 at least, and metrics may be truth values.
+            return None, jax.tree.map(lambda v: v.astype(jnp.promote_types(v.dtype, jnp.float32)), values)
 
         _, stacked = lax.scan(one_batch, None, padded)
         return {name: values.reshape(-1)[: len(rows)] for name, values in stacked.items()}
 
     return evaluate
+
+
+def _check_data(data: EvaluationData) -> None:
+    """Raises ValueError for anything but `EvaluationData` with something in it."""
+    if not isinstance(data, EvaluationData) or (data.test is None and data.clients is None):
+        raise ValueError(f"evaluation data must be EvaluationData(test=..., clients=...), got {type(data).__name__}")
+    if data.test is not None:
+        lengths = {name: np.shape(array)[:1] for name, array in data.test.items()}
+        if len(set(lengths.values())) != 1 or next(iter(lengths.values())) in ((), (0,)):
+            raise ValueError(f"test examples must be arrays of one common length ≥ 1, got lengths {lengths}")
 
 
 def client_summary(
@@ -95,6 +111,7 @@ def client_summary(
     mean = Mean.of(values, counts).value
     variance = Mean.of(jnp.square(values - mean), counts).value
     signed = -values if highest_is_worst else values
+    signed = jnp.where(jnp.isnan(signed), -jnp.inf, signed)  # a client whose loss is not a number is the worst of all
     ranked = jnp.sort(jnp.where(counts, signed, jnp.inf))
     lowest = jnp.arange(len(values)) < -(-number // 10)
     worst = Mean.of(ranked, lowest).value
@@ -119,6 +136,7 @@ def rounds_to_target(rounds: Sequence[int], values: Sequence[float], target: flo
     """
     if len(values) < window:  # np.convolve would swap its arguments
         return None
-    means = np.convolve(np.asarray(values, float), np.ones(window) / window, mode="valid")
-    reached = np.flatnonzero(means >= target)
+    sums = np.convolve(np.asarray(values, float), np.ones(window), mode="valid")
+    # Accuracies are float32: three times exactly the target must count.
+    reached = np.flatnonzero(sums / window >= target - 1e-6)
     return int(rounds[reached[0] + window - 1]) + 1 if len(reached) else None

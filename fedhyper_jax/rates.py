@@ -37,6 +37,11 @@ class RateReport(NamedTuple):
     clipped: Int[Array, ""]  # of these, values outside the bounds before clipping
     non_finite: Int[Array, ""]  # products that were not finite
 
+    @classmethod
+    def none(cls) -> "RateReport":
+        """Nothing moved."""
+        return cls(*(jnp.zeros((), jnp.int32) for _ in cls._fields))
+
 
 class RateRule(NamedTuple):
     """How a rate moves.
@@ -45,11 +50,13 @@ class RateRule(NamedTuple):
       init: ``init(params) -> state``; ``state.rate`` is the rate of round 0.
       update: ``update(state, feedback) -> (state, RateReport)``; ``state.rate`` is the rate of ``feedback.round``.
       initial_rate: the rate of round 0 as given, maybe traced; relative bounds are taken from it.
+      by_round: whether the rate depends on the round alone, and so moves on after a round without survivors.
     """
 
     init: Callable[[Params], PyTree]
     update: Callable[[PyTree, Feedback], tuple[PyTree, RateReport]]
     initial_rate: Any
+    by_round: bool
 
 
 class ScheduledRate(NamedTuple):
@@ -57,10 +64,6 @@ class ScheduledRate(NamedTuple):
 
     rate: Float[Array, ""]
     table: Float[Array, " rounds"]  # the rate of each round; the last value holds beyond the end
-
-
-def _nothing_to_report() -> RateReport:
-    return RateReport(*(jnp.zeros((), jnp.int32) for _ in RateReport._fields))
 
 
 def scheduled(schedule: optax.Schedule | float, *, rounds: int = SCHEDULE_ROUNDS, name: str = "rate") -> RateRule:
@@ -88,8 +91,12 @@ def scheduled(schedule: optax.Schedule | float, *, rounds: int = SCHEDULE_ROUNDS
       0.125
     """
     if callable(schedule):
-        _validate.positive_integer(rounds=rounds)
-        table = jax.vmap(lambda count: jnp.asarray(schedule(count), float))(jnp.arange(rounds))
+        _validate.positive_integer(schedule_rounds=rounds)
+        if rounds < 2:
+            raise ValueError(
+                f"schedule_rounds must be ≥ 2, got {rounds}; a single rate is no schedule, give the number"
+            )
+        table = _tabulate(schedule, rounds, name)
         if not _validate.is_traced(table):
             values = np.asarray(table)
             wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
@@ -97,7 +104,8 @@ def scheduled(schedule: optax.Schedule | float, *, rounds: int = SCHEDULE_ROUNDS
                 at = int(wrong[0]) if len(wrong) else 0
                 raise ValueError(
                     f"{name}: the schedule gives {values[at]} in round {at}; "
-                    "rates must be finite and ≥ 0, and > 0 in round 0"
+                    "rates must be finite and ≥ 0, and > 0 in round 0; "
+                    f"if the run is shorter, make the algorithm with schedule_rounds={max(at, 2)}"
                 )
         initial = table[0]
     else:
@@ -110,9 +118,20 @@ def scheduled(schedule: optax.Schedule | float, *, rounds: int = SCHEDULE_ROUNDS
 
     def update(state: ScheduledRate, feedback: Feedback):
         rate = jnp.take(state.table, feedback.round, mode="clip")
-        return ScheduledRate(rate=rate, table=state.table), _nothing_to_report()
+        return ScheduledRate(rate=rate, table=state.table), RateReport.none()
 
-    return RateRule(init=init, update=update, initial_rate=initial)
+    return RateRule(init=init, update=update, initial_rate=initial, by_round=True)
+
+
+def _tabulate(schedule: optax.Schedule, rounds: int, name: str) -> Float[Array, " rounds"]:
+    try:
+        table = jax.vmap(lambda count: jnp.asarray(schedule(count), float))(jnp.arange(rounds))
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+        # A schedule in plain Python (`if count < 10`) or NumPy: one round after the other.
+        table = jnp.asarray([schedule(count) for count in range(rounds)], float)
+    if table.shape != (rounds,):
+        raise ValueError(f"{name}: the schedule must give one number a round, got shape {table.shape[1:]}")
+    return table
 
 
 def check_horizon(rule_state: PyTree, rounds: int, *, name: str) -> None:
@@ -161,4 +180,4 @@ def hypergradient(initial_rate, hyper_rate=1.0, bounds=(0.0, math.inf), *, name:
         )
         return state, report
 
-    return RateRule(init=init, update=update, initial_rate=initial_rate)
+    return RateRule(init=init, update=update, initial_rate=initial_rate, by_round=False)

@@ -38,7 +38,7 @@ def simulate(
     evaluate: Evaluation | None = None,
     evaluation_data: EvaluationData | None = None,
     eval_every: int = 1,
-    first_round: int | Array = 0,
+    first_round: int | Array | None = None,
     total_rounds: int | Array | None = None,
 ) -> tuple[ServerState, History]:
     """Runs rounds as one compiled ``lax.scan``. Pure: jit it, vmap it over keys and states.
@@ -53,15 +53,16 @@ def simulate(
       evaluate: see `evaluation.make_evaluation`.
       evaluation_data: its data.
       eval_every: evaluate after every so many rounds, and after the last of all.
-      first_round: number of the first of these rounds where a run is cut into pieces. An argument of its own, since
-        under vmap ``state.round`` is batched and would make every round evaluate.
+      first_round: number of the first of these rounds, for `eval_every`; ``state.round`` if None, or 0 where that is
+        traced. An argument of its own, since under vmap ``state.round`` is batched and every round would evaluate.
       total_rounds: length of the whole run; first_round + rounds if None.
 
     Returns:
       The last state and the `History`.
 
     Raises:
-      ValueError: numbers that are not ≥ 1, a cohort larger than the population, a schedule shorter than the run.
+      ValueError: numbers that are not ≥ 1, a cohort larger than the population, a schedule shorter than the run, a
+        ``first_round`` that is not the state's.
 
     Example:
       >>> import jax, numpy as np
@@ -75,14 +76,9 @@ def simulate(
       >>> bool(abs(state.params[0] - 2.0) < 0.05), history.info.local_rate.shape
       (True, (60,))
     """
-    _validate.positive_integer(rounds=rounds, eval_every=eval_every)
-    check_cohort_size(cohort_size, data.population)
+    first_round = _first_round(state) if first_round is None else first_round
     total_rounds = first_round + rounds if total_rounds is None else total_rounds
-    if not _validate.is_traced(total_rounds):
-        check_horizon(state.global_rate, int(total_rounds), name="global_rate")
-        check_horizon(state.local_rate, int(total_rounds), name="local_rate")
-    if (evaluate is None) != (evaluation_data is None):
-        raise ValueError("give both evaluate and evaluation_data, or neither")
+    _check_run(state, data, rounds, cohort_size, evaluate, evaluation_data, eval_every, first_round, total_rounds)
     return _simulate(
         algorithm,
         key,
@@ -129,6 +125,27 @@ def _simulate(
     return lax.scan(one_round, state, first_round + jnp.arange(rounds, dtype=jnp.int32))
 
 
+def _first_round(state: ServerState) -> int:
+    return 0 if _validate.is_traced(state.round) else int(state.round)
+
+
+def _check_run(
+    state, data, rounds, cohort_size, evaluate, evaluation_data, eval_every, first_round, total_rounds
+) -> None:
+    """What `simulate` refuses."""
+    _validate.positive_integer(rounds=rounds, eval_every=eval_every)
+    check_cohort_size(cohort_size, data.population)
+    if (evaluate is None) != (evaluation_data is None):
+        raise ValueError("give both evaluate and evaluation_data, or neither")
+    if not _validate.is_traced(first_round, state.round) and int(first_round) != int(state.round):
+        raise ValueError(
+            f"first_round is {int(first_round)}, but the state's next round is {int(state.round)}; leave it out"
+        )
+    if not _validate.is_traced(total_rounds):
+        check_horizon(state.global_rate, int(total_rounds), name="global_rate")
+        check_horizon(state.local_rate, int(total_rounds), name="local_rate")
+
+
 def _round(algorithm, key, state, data, cohort_size):
     cohort_key, _ = _random.round_keys(key, state.round)
     cohort = Cohort(data=data, client_ids=sample_cohort(cohort_key, data.population, cohort_size))
@@ -168,6 +185,8 @@ def run(
 ) -> tuple[ServerState, History]:
     """Runs rounds chunk by chunk from the host, calling back after each chunk; the same numbers as `simulate`.
 
+    A state of an earlier run goes on with its own next round.
+
     Args:
       algorithm, key, state, data, rounds, cohort_size, evaluate, evaluation_data, eval_every: as in `simulate`.
       rounds_per_chunk: rounds per compiled call; between calls the host sees the history.
@@ -191,6 +210,7 @@ def run(
     return run_chunks(
         lambda state, **chunk: advance(state, data, **settings, **chunk),
         state,
+        first_round=_first_round(state),
         rounds=rounds,
         rounds_per_chunk=rounds_per_chunk if compiles else 1,
         callbacks=callbacks,
@@ -198,17 +218,25 @@ def run(
 
 
 def run_chunks(
-    advance: Advance, state: PyTree, *, rounds: int, rounds_per_chunk: int, callbacks: Sequence[Callback], axis: int = 0
+    advance: Advance,
+    state: PyTree,
+    *,
+    first_round: int,
+    rounds: int,
+    rounds_per_chunk: int,
+    callbacks: Sequence[Callback],
+    axis: int = 0,
 ) -> tuple[PyTree, History]:
     """The host loop behind `run`, for any ``advance``; ``axis`` is the axis of rounds in its history."""
     pieces = []
-    for first in range(0, rounds, rounds_per_chunk):
+    last_round = first_round + rounds
+    for first in range(first_round, last_round, rounds_per_chunk):
         start = time.perf_counter()
-        count = min(rounds_per_chunk, rounds - first)
-        state, history = advance(state, first_round=first, rounds=count, total_rounds=rounds)
+        count = min(rounds_per_chunk, last_round - first)
+        state, history = advance(state, first_round=first, rounds=count, total_rounds=last_round)
         history = jax.tree.map(np.asarray, history)  # waits for the device
         pieces.append(history)
-        progress = Progress(first, first + count, rounds, state, history, time.perf_counter() - start)
+        progress = Progress(first, first + count, last_round, state, history, time.perf_counter() - start)
         for callback in callbacks:
             callback(progress)
     return state, jax.tree.map(lambda *parts: np.concatenate(parts, axis=axis), *pieces)
@@ -232,7 +260,7 @@ def _simulate_eagerly(
     first_round,
     total_rounds,
 ):
-    check_cohort_size(cohort_size, data.population)
+    _check_run(state, data, rounds, cohort_size, evaluate, evaluation_data, eval_every, first_round, total_rounds)
     pieces = []
     for number in range(first_round, first_round + rounds):
         try:

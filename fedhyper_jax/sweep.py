@@ -1,14 +1,17 @@
 """Whole runs side by side: rates, hyper rates and seeds are data, so one compiled program runs the whole grid."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from fedhyper_jax import _validate
 from fedhyper_jax.base import FederatedAlgorithm, Params
 from fedhyper_jax.data.federated import FederatedData
+from fedhyper_jax.rates import check_horizon
 from fedhyper_jax.simulation import Callback, History, run_chunks, simulate
 
 
@@ -27,7 +30,8 @@ def sweep(
     """Runs an algorithm for every setting and every key in one program.
 
     Args:
-      make_algorithm: ``make_algorithm(**one_setting) -> FederatedAlgorithm``; it gets traced scalars.
+      make_algorithm: ``make_algorithm(**one_setting) -> FederatedAlgorithm``; it gets traced scalars, and whatever it
+        does with them varies over the grid: rates, but also the rate of an optax server optimizer.
       settings: arrays of one common length R, e.g. ``{"local_rate": jnp.array([0.001, 0.01])}``. They are checked
         here, by making each algorithm once, since traced values cannot be.
       keys: (seeds,) keys, one per run of a setting.
@@ -57,25 +61,73 @@ def sweep(
       >>> params.shape, history.info.client_loss.shape
       ((2, 3, 1), (2, 3, 5))
     """
-    lengths = {name: jnp.shape(values) for name, values in settings.items()}
+    lengths = {name: np.shape(values) for name, values in settings.items()}
     if not settings or len(set(lengths.values())) != 1 or any(len(shape) != 1 for shape in lengths.values()):
         raise ValueError(f"settings must be 1-D arrays of one common length, got shapes {lengths}")
-    _validate.positive_integer(rounds=rounds)
-    for index in range(next(iter(lengths.values()))[0]):
+    settings = {name: jnp.asarray(values) for name, values in settings.items()}
+    number = next(iter(lengths.values()))[0]
+    _check_seeds(keys, params)
+    rounds_per_chunk = rounds if rounds_per_chunk is None else rounds_per_chunk
+    _validate.positive_integer(rounds=rounds, rounds_per_chunk=rounds_per_chunk, settings=number)
+    for index in range(number):
         algorithm = make_algorithm(**{name: values[index] for name, values in settings.items()})
+        state = algorithm.init(jax.tree.map(lambda p: p[0], params))
+        check_horizon(state.global_rate, rounds, name="global_rate")
+        check_horizon(state.local_rate, rounds, name="local_rate")
+    # Data are arguments of the compiled program, not constants in it.
+    evaluation_data = simulation.pop("evaluation_data", None)
 
-    def initial_states(setting):
-        return jax.vmap(make_algorithm(**setting).init)(params)
+    @jax.jit
+    def start(settings, params):
+        return jax.vmap(lambda setting: jax.vmap(make_algorithm(**setting).init)(params))(settings)
 
-    states = jax.jit(jax.vmap(initial_states))(settings)
+    @functools.partial(jax.jit, static_argnames="rounds")
+    def advance(states, settings, keys, data, evaluation_data, first_round, total_rounds, *, rounds):
+        def one_setting(setting, states):
+            # Made inside the trace, so that a setting reaches whatever the factory does with it.
+            algorithm = make_algorithm(**setting)
 
-    def advance(states, **chunk):
-        def one(key, state):
-            return simulate(algorithm, key, state, data, **simulation, **chunk)
+            def one_seed(key, state):
+                return simulate(
+                    algorithm,
+                    key,
+                    state,
+                    data,
+                    rounds=rounds,
+                    first_round=first_round,
+                    total_rounds=total_rounds,
+                    evaluation_data=evaluation_data,
+                    **simulation,
+                )
 
-        return jax.vmap(jax.vmap(one), in_axes=(None, 0))(keys, states)
+            return jax.vmap(one_seed)(keys, states)
+
+        return jax.vmap(one_setting)(settings, states)
+
+    def advance_chunk(states, *, first_round, rounds, total_rounds):
+        return advance(states, settings, keys, data, evaluation_data, first_round, total_rounds, rounds=rounds)
 
     states, history = run_chunks(
-        advance, states, rounds=rounds, rounds_per_chunk=rounds_per_chunk or rounds, callbacks=callbacks, axis=2
+        advance_chunk,
+        start(settings, params),
+        first_round=0,
+        rounds=rounds,
+        rounds_per_chunk=rounds_per_chunk,
+        callbacks=callbacks,
+        axis=2,
     )
     return states.params, history
+
+
+def _check_seeds(keys: Array, params: Params) -> None:
+    """Raises ValueError unless keys and parameters share a leading axis of seeds."""
+    typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    if keys.ndim != (1 if typed else 2):
+        raise ValueError(f"keys must have one axis of seeds, got shape {keys.shape}; for one seed give key[None]")
+    shapes = {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    wrong = {where: shape for where, shape in shapes.items() if shape[:1] != keys.shape[:1]}
+    if wrong:
+        raise ValueError(
+            f"params must have a leading axis of {keys.shape[0]} seeds, one initialisation per key, got shapes "
+            f"{wrong}; make them by jax.vmap over the keys"
+        )

@@ -195,7 +195,7 @@ def test_where_the_raw_rule_diverges_each_round_equals_the_reference(ragged, flo
     duel = Duel(ragged, jnp.float64, work, rounds=20)
     states, infos = duel.package(fedhyper(loss_fn, combination, work=work, local_rate=3.0, hyper_rate=1.0))
     clipped = sum(int(i.global_rate_clipped) + int(i.local_rate_clipped) for i in infos)
-    assert clipped > 10 or combination in ("G", "SL", "G+SL")
+    assert clipped >= 5 or combination in ("G", "SL", "G+SL")
     for t, (state, info) in enumerate(zip(states[:-1], infos, strict=True)):
         before = reference.ServerState(
             w=flatten(state.params),

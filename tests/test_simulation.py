@@ -4,6 +4,7 @@ import warnings
 
 import chex
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -283,12 +284,36 @@ def test_ones_own_model_and_loss(key):
     np.testing.assert_allclose(state.params, [2.0, -1.0], atol=0.1)
 
 
+def large_constants(jaxpr, size):
+    """Shapes of the constants of at least ``size`` numbers anywhere in a program."""
+    found = [np.shape(constant) for constant in jaxpr.consts if np.size(constant) >= size]
+    for equation in jaxpr.jaxpr.eqns:
+        for parameter in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda p: isinstance(p, jax.extend.core.ClosedJaxpr)
+        ):
+            if isinstance(parameter, jax.extend.core.ClosedJaxpr):
+                found += large_constants(parameter, size)
+    return found
+
+
 def test_pools_reach_compiled_programs_as_arguments(key):
-    """A pool closed over would stand in the program as a constant."""
+    """A pool closed over stands in the program as a constant; the search finds such a one, and none of ours."""
     pool = {"x": np.full((5000, 5), 0.125, np.float32), "y": np.zeros(5000, np.int32)}
     data = pack(pool, [np.arange(5000)])
-    chosen = algorithm()
-    jaxpr = jax.make_jaxpr(
-        lambda data: simulate(chosen, key, chosen.init(logistic_params()), data, rounds=1, cohort_size=1)
-    )
-    assert not any(np.size(constant) >= 5000 for constant in jaxpr(data).consts)
+    test = EvaluationData(test=data.examples, clients=data)
+    closed_over = jnp.asarray(pool["x"])
+
+    def constants(loss_fn):
+        chosen = fedavg(loss_fn, work=WORK, local_rate=0.1)
+        state = chosen.init(logistic_params())
+        settings = {"rounds": 1, "cohort_size": 1, "evaluate": EVALUATE, "evaluation_data": test}
+        return large_constants(jax.make_jaxpr(lambda: simulate(chosen, key, state, data, **settings))(), 5000)
+
+    inside = [shape for shape in constants(logistic_loss) if shape not in ((5000, 5), (5000,))]
+    assert not inside
+
+    # The arguments of the compiled call are constants of this outer trace, once each; the closure comes on top.
+    def leaking(params, batch):
+        return logistic_loss(params, batch) + 0.0 * jnp.sum(closed_over)
+
+    assert len(constants(leaking)) > len(constants(logistic_loss))

@@ -1,5 +1,7 @@
 """FedHyper: global and local rates that descend their hypergradients, in every combination."""
 
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fedhyper_jax import _validate
@@ -7,7 +9,7 @@ from fedhyper_jax.base import FederatedAlgorithm, LossFunction
 from fedhyper_jax.client import local_hypergradient
 from fedhyper_jax.cohort import Strategy
 from fedhyper_jax.data.batches import LocalWork
-from fedhyper_jax.rates import SCHEDULE_ROUNDS, hypergradient, scheduled
+from fedhyper_jax.rates import SCHEDULE_ROUNDS, RateRule, hypergradient, scheduled
 from fedhyper_jax.server import federated_algorithm
 
 SCHEDULERS = ("G", "SL", "CL")
@@ -44,10 +46,10 @@ def resolve_bounds(bounds: Bounds, rate, gamma, *, name: str) -> tuple:
     if not isinstance(bounds, str):
         return _validate.bounds(bounds, initial_rate=rate, name=name, rate_name=name.replace("bounds", "rate"))
     _validate.one_of(BOUND_KINDS, **{name: bounds})
-    if not _validate.is_traced(gamma) and not float(gamma) >= 1:
-        raise ValueError(
-            f"the clip factor of {name} must be ≥ 1, got {gamma!r}; the paper uses 3 (global) and 10 (local)"
-        )
+    gamma_name = name.replace("bounds", "gamma")
+    _validate.positive(**{gamma_name: gamma})
+    if not _validate.is_traced(gamma) and float(gamma) < 1:
+        raise ValueError(f"{gamma_name} must be ≥ 1, got {gamma!r}; the paper uses 3 (global) and 10 (local)")
     if bounds == "relative":
         return rate / gamma, rate * gamma
     lower, upper = 1 / gamma, gamma
@@ -58,6 +60,22 @@ def resolve_bounds(bounds: Bounds, rate, gamma, *, name: str) -> tuple:
             f"use {name}='relative'"
         )
     return lower, upper
+
+
+def _check_schedule_inside(local_rule: RateRule, bounds: tuple) -> None:
+    """CL starts a round from the broadcast rate and clips from the next step on: a rate outside would jump."""
+    table = local_rule.init(jnp.zeros(())).table
+    if _validate.is_traced(table, *bounds):
+        return
+    values, (lower, upper) = np.asarray(table), (np.float32(bound) for bound in bounds)
+    outside = np.flatnonzero((values < lower) | (values > upper))
+    if len(outside):
+        at = int(outside[0])
+        raise ValueError(
+            f"the schedule of local_rate gives {values[at]} in round {at}, outside CL's "
+            f"local_bounds=({lower}, {upper}); give local_bounds that hold all of it, "
+            "or schedule_rounds of the length of the run"
+        )
 
 
 def fedhyper(
@@ -93,7 +111,8 @@ def fedhyper(
       loss_fn: ``(params, batch) -> per-example losses (B,)``.
       schedulers: any of 'G', 'SL', 'CL' joined by '+', e.g. 'G+SL+CL'.
       work: `local_epochs` or `local_steps`.
-      local_rate: β^0 > 0. Without SL also an optax schedule of the round; CL then starts each round from it.
+      local_rate: β^0 > 0. Without SL also an optax schedule of the round; CL then starts each round from it, and its
+        bounds must hold the whole schedule.
       global_rate: α^0 > 0. Without G also a schedule.
       hyper_rate: κ ≥ 0; 1 in the paper, 0 is FedAvg exactly.
       global_bounds: of α: 'absolute' (1/γ, γ), 'relative' (α^0/γ, α^0·γ) or a pair of numbers.
@@ -151,7 +170,10 @@ def fedhyper(
     if "SL" in chosen or "CL" in chosen:
         _validate.positive(local_rate=local_rate)
         bounds = resolve_bounds(local_bounds, local_rate, local_gamma, name="local_bounds")
-        local_rule = local_rule or hypergradient(local_rate, hyper_rate, bounds, name="local_rate")
+        if local_rule is None:
+            local_rule = hypergradient(local_rate, hyper_rate, bounds, name="local_rate")
+        else:
+            _check_schedule_inside(local_rule, bounds)
         client_rule = local_hypergradient(local_rate, hyper_rate, bounds) if "CL" in chosen else None
 
     return federated_algorithm(

@@ -12,7 +12,7 @@ rows, and `pack` joins the two:
 
 from fedhyper_jax.data._tfds import load_tfds
 from fedhyper_jax.data.batches import ClientBatches, LocalWork, client_batches, local_epochs, local_steps
-from fedhyper_jax.data.cohorts import Cohort, sample_cohort
+from fedhyper_jax.data.cohorts import Cohort, make_cohort, sample_cohort
 from fedhyper_jax.data.dataset import Dataset
 from fedhyper_jax.data.federated import FederatedData, check_examples, from_client_ids, hold_out, pack
 from fedhyper_jax.data.partition import (
@@ -54,6 +54,7 @@ __all__ = [
     "load_tfds",
     "local_epochs",
     "local_steps",
+    "make_cohort",
     "make_partition",
     "pack",
     "partition_report",

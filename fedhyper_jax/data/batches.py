@@ -28,7 +28,7 @@ class LocalWork:
     def num_steps(self, num_examples: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
         """K_m: ``steps``, or epochs · ⌈n_m / batch_size⌉; 0 for a padded slot (n_m = 0)."""
         if self.steps is not None:
-            return jnp.where(num_examples > 0, self.steps, 0)
+            return jnp.where(num_examples > 0, self.steps, 0).astype(jnp.int32)
         return self.epochs * -(-num_examples // self.batch_size)
 
 
@@ -101,11 +101,11 @@ def draw_batches(key: Array, data: FederatedData, client_id: Int[Array, ""], wor
     size = jnp.take(data.offsets, client_id + 1, mode="clip") - first
     max_steps = work.max_steps(data.max_examples)
     num_steps = work.num_steps(size)
-    step = jnp.arange(max_steps)[:, None]
-    lane = jnp.arange(work.batch_size)[None, :]
+    step = jnp.arange(max_steps, dtype=jnp.int32)[:, None]
+    lane = jnp.arange(work.batch_size, dtype=jnp.int32)[None, :]
 
     if work.with_replacement:
-        position = jax.random.randint(key, (max_steps, work.batch_size), 0, jnp.maximum(size, 1))
+        position = jax.random.randint(key, (max_steps, work.batch_size), 0, jnp.maximum(size, 1), dtype=jnp.int32)
         mask = jnp.broadcast_to(step < num_steps, position.shape)
     else:
         stream = _shuffled_epochs(key, size, data.max_examples, work)
@@ -128,6 +128,6 @@ def _shuffled_epochs(key, size, max_examples: int, work: LocalWork) -> Int[Array
     length = work.epochs * max_examples if work.epochs is not None else work.steps * work.batch_size + max_examples
     index = jnp.arange(length, dtype=jnp.int32)
     divisor = jnp.maximum(size, 1)
-    bits = jax.random.bits(key, (length,))
+    bits = jax.random.bits(key, (length,), jnp.uint32)
     _, _, position = lax.sort((index // divisor, bits, index % divisor), num_keys=2)
     return position

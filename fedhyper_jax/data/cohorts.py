@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Int
 
@@ -24,6 +25,48 @@ class Cohort:
 
     data: FederatedData
     client_ids: Int[Array, " cohort"]
+
+
+def make_cohort(data: FederatedData, client_ids) -> Cohort:
+    """A cohort of chosen clients, checked.
+
+    Args:
+      data: the federated data set.
+      client_ids: distinct client ids in [0, population); the population itself marks a padded slot.
+
+    Raises:
+      ValueError: ids that are not a list of integers, out of range or named twice.
+
+    Example:
+      >>> import numpy as np
+      >>> from fedhyper_jax.data.federated import pack
+      >>> data = pack({"x": np.arange(3.0)}, [np.array([0]), np.array([1, 2])])
+      >>> make_cohort(data, [1, 0]).client_ids.tolist()
+      [1, 0]
+    """
+    ids = jnp.asarray(client_ids)
+    check_client_ids(ids, data.population)
+    return Cohort(data=data, client_ids=ids.astype(jnp.int32))
+
+
+def check_client_ids(client_ids: Int[Array, " cohort"], population: int) -> None:
+    """Raises ValueError for ids of a wrong shape or type and, where they are known, out of range or named twice."""
+    shape, dtype = np.shape(client_ids), getattr(client_ids, "dtype", None)
+    if dtype is None or len(shape) != 1 or shape[0] == 0 or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(
+            f"client_ids must be a 1-D array of integers, one a client, got {client_ids!r}; "
+            "make_cohort(data, ids) makes a cohort of a list"
+        )
+    if _validate.is_traced(client_ids):
+        return
+    ids = np.asarray(client_ids).astype(np.int64)
+    if ids.min() < 0 or ids.max() > population:
+        raise ValueError(
+            f"client_ids must lie in [0, {population}) ({population} marks a padded slot), got {ids.tolist()}"
+        )
+    real = ids[ids < population]
+    if len(np.unique(real)) < len(real):
+        raise ValueError(f"client_ids names a client twice, got {ids.tolist()}; each takes part once a round")
 
 
 def check_cohort_size(cohort_size: int, population: int) -> None:

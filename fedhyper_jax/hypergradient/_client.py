@@ -72,6 +72,11 @@ def scale_by_local_hypergradient(
     """
     _rule.check(initial_rate, hyper_rate, bounds)
     _validate.non_negative(global_weight=global_weight)
+    return local_transform(initial_rate, hyper_rate, bounds, global_weight)
+
+
+def local_transform(initial_rate, hyper_rate, bounds, global_weight) -> optax.GradientTransformationExtraArgs:
+    """`scale_by_local_hypergradient` without its checks: in the simulator a schedule may broadcast any rate."""
 
     def init_fn(params):
         dtype = _tree.accumulator_dtype(params)

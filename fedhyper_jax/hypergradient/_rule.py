@@ -30,12 +30,11 @@ class Adaptation(NamedTuple):
     """What `adapt` observed."""
 
     clipped: Bool[Array, ""]  # the value before clipping lay outside the bounds
-    non_finite: Bool[Array, ""]  # the product was not finite, and the rate stayed as it was
+    non_finite: Bool[Array, ""]  # the product, or κ times it, was not finite, and the rate stayed as it was
 
 
 def adaptive_rate(initial_rate, hyper_rate, bounds, dtype) -> AdaptiveRate:
-    """Checks the arguments where they are concrete and makes them arrays of ``dtype``."""
-    check(initial_rate, hyper_rate, bounds)
+    """The arguments as arrays of ``dtype``, unchecked."""
     lower, upper = bounds
     return AdaptiveRate(*(jnp.asarray(value, dtype) for value in (initial_rate, hyper_rate, lower, upper)))
 
@@ -48,16 +47,18 @@ def check(initial_rate, hyper_rate, bounds, **names: str) -> None:
 
 
 def adapt(state: AdaptiveRate, product: Float[Array, ""]) -> tuple[AdaptiveRate, Adaptation]:
-    """One hypergradient step of the rate. A product that is not finite moves nothing and is reported."""
-    product = product.astype(state.rate.dtype)
-    finite = jnp.isfinite(product)
-    # κ = 0 must keep the rate bit for bit, so an infinite product may not reach the multiplication.
-    proposed = state.rate + state.hyper_rate * jnp.where(finite, product, 0.0)
+    """One hypergradient step of the rate. A product that is not finite moves nothing and is reported.
+
+    κ = 0 keeps the rate bit for bit, even one outside the bounds (a schedule's, broadcast to a client).
+    """
+    proposed = state.rate + state.hyper_rate * product.astype(state.rate.dtype)
+    finite = jnp.isfinite(product) & (jnp.isfinite(proposed) | (state.hyper_rate == 0))
+    moves = finite & (state.hyper_rate > 0)
     clipped = jnp.clip(proposed, min=state.lower, max=state.upper)
     new_state = AdaptiveRate(
-        rate=jnp.where(finite, clipped, state.rate),
+        rate=jnp.where(moves, clipped, state.rate),
         hyper_rate=state.hyper_rate,
         lower=state.lower,
         upper=state.upper,
     )
-    return new_state, Adaptation(clipped=finite & (clipped != proposed), non_finite=~finite)
+    return new_state, Adaptation(clipped=moves & (clipped != proposed), non_finite=~finite)
