@@ -56,7 +56,6 @@ def test_a_product_that_overflows_moves_no_rate_and_is_counted(key, ones):
     assert [int(i.global_rate_updates) for i in infos] == [1, 0]
     assert [float(i.global_rate) for i in infos] == [1.0, 1.0]
     assert float(infos[1].inner_product) == np.inf
-    assert float(infos[1].pseudo_gradient_norm) == np.inf  # its square is beyond float32
     client = fedhyper(linear(1e20), "CL", work=local_steps(3, batch_size=20), local_rate=1.0)
     _, infos = play(client, key, ones, [[0, 1]], jnp.zeros(()))
     assert (int(infos[0].non_finite_products), int(infos[0].local_rate_updates)) == (4, 0)
