@@ -6,15 +6,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float, Int
 
 from fedhyper_jax import _random, _tree, _validate
 from fedhyper_jax.base import FederatedAlgorithm, LossFunction, Params, RoundInfo, ServerState
-from fedhyper_jax.client import ClientRule, broadcast_rate, train_client
+from fedhyper_jax.client import ClientResult, ClientRule, broadcast_rate, train_client
 from fedhyper_jax.cohort import Slots, Strategy, parse_strategy
 from fedhyper_jax.data.batches import LocalWork, draw_batches
 from fedhyper_jax.data.cohorts import Cohort, check_client_ids
-from fedhyper_jax.rates import Feedback, RateRule
+from fedhyper_jax.rates import Feedback, RateReport, RateRule
 
 WEIGHTINGS = ("examples", "uniform")
 
@@ -170,42 +170,68 @@ def federated_algorithm(
         }
         new_state = _tree.select(survived, new_state, ServerState(**{**vars(state), **moved_on}))
 
-        over_survivors = functools.partial(_over, survives)
-        nan = jnp.full((), jnp.nan, product.dtype)
-        client_rates = jnp.where(survives, results.rate, nan)
-        reports = results.rate_report
-        participants = jnp.sum(survives, dtype=jnp.int32)
-        slots = jnp.sum(cohort.client_ids < cohort.data.population, dtype=jnp.int32)
-        model_bytes = float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params)))
-        down_bytes = (
-            model_bytes * (2 if client_rule.needs_pseudo_gradient else 1) + state.local_rate.rate.dtype.itemsize
-        )
-        info = RoundInfo(
-            round=state.round,
-            global_rate=new_state.global_rate.rate,
-            local_rate=state.local_rate.rate,
-            inner_product=jnp.where(survived, product, nan),
-            pseudo_gradient_norm=jnp.where(survived, _tree.norm(pseudo_gradient), nan),
-            client_rate_min=jnp.nanmin(client_rates),
-            client_rate_median=jnp.nanmedian(client_rates),
-            client_rate_max=jnp.nanmax(client_rates),
-            global_rate_updates=jnp.where(survived, global_report.updates, 0),
-            global_rate_clipped=jnp.where(survived, global_report.clipped, 0),
-            local_rate_updates=jnp.where(survived, local_report.updates, 0) + over_survivors(reports.updates),
-            local_rate_clipped=jnp.where(survived, local_report.clipped, 0) + over_survivors(reports.clipped),
-            non_finite_products=jnp.where(survived, jnp.maximum(global_report.non_finite, local_report.non_finite), 0)
-            + over_survivors(reports.non_finite),
-            client_loss=jnp.where(survived, client_loss, nan),
-            participants=participants,
-            left_out=slots - participants,
-            local_steps=over_survivors(results.num_steps),
-            examples=over_survivors(results.examples.astype(product.dtype)),
-            bytes_up=model_bytes * participants.astype(product.dtype),
-            bytes_down=down_bytes * slots.astype(product.dtype),
+        info = _observe(
+            state,
+            new_state,
+            survives=survives,
+            slots=jnp.sum(cohort.client_ids < cohort.data.population, dtype=jnp.int32),
+            results=results,
+            reports=(global_report, local_report),
+            product=product,
+            pseudo_gradient=pseudo_gradient,
+            client_loss=client_loss,
+            sends_pseudo_gradient=client_rule.needs_pseudo_gradient,
         )
         return new_state, info
 
     return FederatedAlgorithm(init=init, round=round_fn)
+
+
+def _observe(
+    state: ServerState,
+    new_state: ServerState,
+    *,
+    survives: Bool[Array, " cohort"],
+    slots: Int[Array, ""],
+    results: ClientResult,
+    reports: tuple[RateReport, RateReport],
+    product: Float[Array, ""],
+    pseudo_gradient: Params,
+    client_loss: Float[Array, ""],
+    sends_pseudo_gradient: bool,
+) -> RoundInfo:
+    """What `RoundInfo` says of a round."""
+    survived, over_survivors = jnp.any(survives), functools.partial(_over, survives)
+    global_report, local_report = (_tree.select(survived, report, RateReport.none()) for report in reports)
+    client_reports = jax.tree.map(over_survivors, results.rate_report)
+    nan = jnp.full((), jnp.nan, product.dtype)
+    client_rates = jnp.where(survives, results.rate, nan)
+    participants = jnp.sum(survives, dtype=jnp.int32)
+    model_bytes = float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params)))
+    bytes_to_a_client = model_bytes * (1 + sends_pseudo_gradient) + state.local_rate.rate.dtype.itemsize
+    return RoundInfo(
+        round=state.round,
+        global_rate=new_state.global_rate.rate,
+        local_rate=state.local_rate.rate,
+        inner_product=jnp.where(survived, product, nan),
+        pseudo_gradient_norm=jnp.where(survived, _tree.norm(pseudo_gradient), nan),
+        client_rate_min=jnp.nanmin(client_rates),
+        client_rate_median=jnp.nanmedian(client_rates),
+        client_rate_max=jnp.nanmax(client_rates),
+        global_rate_updates=global_report.updates,
+        global_rate_clipped=global_report.clipped,
+        local_rate_updates=local_report.updates + client_reports.updates,
+        local_rate_clipped=local_report.clipped + client_reports.clipped,
+        # G and SL share one product.
+        non_finite_products=jnp.maximum(global_report.non_finite, local_report.non_finite) + client_reports.non_finite,
+        client_loss=jnp.where(survived, client_loss, nan),
+        participants=participants,
+        left_out=slots - participants,
+        local_steps=over_survivors(results.num_steps),
+        examples=over_survivors(results.examples.astype(product.dtype)),
+        bytes_up=model_bytes * participants.astype(product.dtype),
+        bytes_down=bytes_to_a_client * slots.astype(product.dtype),
+    )
 
 
 def _over(survives: Bool[Array, " cohort"], values: Array) -> Array:

@@ -115,14 +115,18 @@ def _simulate(
         evaluated = (done % eval_every == 0) | (done == total_rounds)
         values = {}
         if evaluate is not None:
-            shapes = jax.eval_shape(evaluate, state.params, evaluation_data)
-            skipped = jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes)
+            skipped = _not_evaluated(evaluate, state.params, evaluation_data)
             values = lax.cond(
                 evaluated, lambda params: evaluate(params, evaluation_data), lambda _: skipped, state.params
             )
         return state, History(info=info, evaluation=values, evaluated=evaluated & (evaluate is not None))
 
     return lax.scan(one_round, state, first_round + jnp.arange(rounds, dtype=jnp.int32))
+
+
+def _not_evaluated(evaluate: Evaluation, params, evaluation_data) -> dict[str, Array]:
+    shapes = jax.eval_shape(evaluate, params, evaluation_data)
+    return jax.tree.map(lambda shape: jnp.full(shape.shape, jnp.nan, shape.dtype), shapes)
 
 
 def _first_round(state: ServerState) -> int:
@@ -270,8 +274,7 @@ def _simulate_eagerly(
         evaluated = evaluate is not None and ((number + 1) % eval_every == 0 or number + 1 == total_rounds)
         values = {}
         if evaluate is not None:
-            shapes = jax.eval_shape(evaluate, state.params, evaluation_data)
-            skipped = jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes)
-            values = evaluate(state.params, evaluation_data) if evaluated else skipped
+            run_or_skip = evaluate if evaluated else functools.partial(_not_evaluated, evaluate)
+            values = run_or_skip(state.params, evaluation_data)
         pieces.append(History(info=info, evaluation=values, evaluated=jnp.asarray(evaluated)))
     return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *pieces)
