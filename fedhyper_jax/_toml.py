@@ -68,7 +68,10 @@ def _match(kind: Any, value: Any) -> tuple[bool, Any]:
         entries = [_match(part, entry) for part, entry in zip(wanted, value, strict=True)]
         return all(matched for matched, _ in entries), tuple(converted for _, converted in entries)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return True, float(value)
+        try:
+            return True, float(value)
+        except OverflowError:
+            return False, None
     # bool is a subclass of int, but `rounds = true` is a mistake
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), value
 

@@ -31,25 +31,28 @@ def _scalars(**arguments: Any) -> dict[str, float]:
     return concrete
 
 
-def _fits_float32(value: float) -> bool:
-    """Whether float32, the dtype of rates, holds the value as neither infinity nor a zero that it is not."""
+def _fits_float32(name: str, value: float) -> None:
+    """float32, the dtype of rates, may hold the value neither as infinity nor as a zero that it is not."""
     with np.errstate(over="ignore"):
         rounded = np.float32(value)
-    return bool(np.isfinite(rounded)) and (rounded != 0 or value == 0)
+    if not np.isfinite(rounded) or (rounded == 0 and value != 0):
+        raise ValueError(f"{name} must lie in the range of float32, got {value!r}; give a number from 1e-38 to 3e38")
 
 
 def positive(**arguments: Any) -> None:
     """Each argument is finite and > 0."""
     for name, value in _scalars(**arguments).items():
-        if not (_fits_float32(value) and value > 0):
+        if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be finite and > 0, got {value!r}; give a positive number such as 0.1")
+        _fits_float32(name, value)
 
 
 def non_negative(**arguments: Any) -> None:
     """Each argument is finite and ≥ 0."""
     for name, value in _scalars(**arguments).items():
-        if not (_fits_float32(value) and value >= 0):
+        if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be finite and ≥ 0, got {value!r}; give 0 or a positive number")
+        _fits_float32(name, value)
 
 
 def fraction(**arguments: Any) -> None:
@@ -64,6 +67,8 @@ def positive_integer(**arguments: Any) -> None:
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} must be an integer ≥ 1, got {value!r}; give a whole number such as 10")
+        if value >= 2**31:
+            raise ValueError(f"{name} must be below 2**31, got {value!r}; counts are int32")
 
 
 def bounds(value: Any, *, initial_rate: Any, name: str = "bounds", rate_name: str = "initial_rate") -> tuple:

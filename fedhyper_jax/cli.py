@@ -8,6 +8,7 @@ import dataclasses
 import io
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: what follows the program's name; those of the process if None.
 
     Returns:
-      The exit status: 0, 2 for a mistake of the user, 130 where it was interrupted.
+      The exit status: 0, 2 for a mistake of the user, 130 where it was interrupted, 141 where its reader has gone.
 
     Example:
       >>> main(["paint"])  # prints: fedhyper: error: unknown command 'paint'; known: run, compare, plot, data
@@ -115,8 +116,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fedhyper: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("fedhyper: interrupted; the records of the rounds done are in the run folder", file=sys.stderr)
+        print("fedhyper: interrupted; what was recorded so far is in the run folder", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or re.search("out of memory|RESOURCE_EXHAUSTED", str(error), re.I)):
+            raise
+        print("fedhyper: error: not enough memory for this; use fewer rounds, clients, seeds or rates", file=sys.stderr)
+        return 2
     except SystemExit as exit_:  # --help
         return int(exit_.code or 0)
     return 0
@@ -254,10 +263,12 @@ def _first_paragraph(box: str) -> str:
 
 def _is_own_demo(config: CompareConfig, preset: str | None) -> bool:
     """Whether the folder holds the unchanged demo and is about to get it again: `make demo` can be repeated."""
-    from fedhyper_jax.records import read_notes
+    from fedhyper_jax.records import CONFIG
 
-    notes = read_notes(config.folder)
-    return preset == "demo" and notes is not None and notes.get("preset") == "demo"
+    try:
+        return preset == "demo" and load_config(pathlib.Path(config.folder) / CONFIG) == config
+    except ConfigError:
+        return False
 
 
 def _seconds(summary: dict[str, Any]) -> str:

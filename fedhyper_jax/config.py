@@ -249,7 +249,7 @@ def from_toml(text: str, command: str | None = None, *, source: str = "the confi
         raise ConfigError(f"{source} is not valid TOML: {error}") from None
     table.pop("preset", None)
     named = table.pop("command", command)
-    if named not in COMMANDS:
+    if not isinstance(named, str) or named not in COMMANDS:
         raise ConfigError(f"{source} must say what it is for: its first line is one of command = 'run' or 'compare'")
     if command is not None and named != command:
         raise ConfigError(f"{source} is a configuration of `fedhyper {named}`, not of `fedhyper {command}`")
@@ -266,7 +266,7 @@ def load_config(path: str | os.PathLike, command: str | None = None) -> Config:
       ConfigError: no such file, or whatever `from_toml` refuses.
     """
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8")
+        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot read the configuration {os.fspath(path)}: {reason}") from None

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array
 
@@ -159,7 +160,7 @@ def build_experiment(config: Config) -> Experiment:
             experiment.make_algorithm(method, local_rate)
         # shapes that the model refuses
         jax.eval_shape(lambda: experiment.start(0)[0])
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise ConfigError(one_line(error)) from error
     return experiment
 
@@ -265,6 +266,9 @@ def _cells(config: Config) -> list[tuple[str, float]]:
     return [(method, rate) for method in config.compare.methods for rate in config.compare.local_rates]
 
 
+_MOST_SEEDS = 10_000
+
+
 def _check_numbers(config: Config) -> None:
     """What no function further down would refuse, or only after much work."""
     run, method = config.run, config.method
@@ -280,12 +284,18 @@ def _check_numbers(config: Config) -> None:
     if isinstance(config, RunConfig):
         seeds = (run.seed,)
     else:
+        if isinstance(config.compare.seeds, int) and config.compare.seeds > _MOST_SEEDS:
+            raise ValueError(f"seeds must be at most {_MOST_SEEDS} at once, got {config.compare.seeds}")
         seeds = config.compare.seed_list
         if not parse_strategy(run.strategy).compiles:
             raise ValueError(f"strategy {run.strategy!r} runs without compilation; use it with `fedhyper run`")
-        for name, values in (("methods", config.compare.methods), ("local_rates", config.compare.local_rates)):
+        # (rates are float32: two that it cannot tell apart are one)
+        rates = tuple(np.float32(rate) for rate in config.compare.local_rates)
+        for name, values in (("methods", config.compare.methods), ("local_rates", rates)):
             if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name} must be one or more different values, got {list(values)}")
+                raise ValueError(
+                    f"{name} must be one or more different values, got {list(getattr(config.compare, name))}"
+                )
         if not seeds or len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds must be a number ≥ 1 or different seeds, got {config.compare.seeds!r}")
     for seed in seeds:

@@ -87,7 +87,7 @@ def plot_folder(folder: str | os.PathLike) -> list[pathlib.Path]:
       and ``overview``. Of a comparison: ``overview`` and one ``rate_…`` an initial local rate.
 
     Raises:
-      ConfigError: not a run folder, or no record in it yet.
+      ConfigError: not a run folder, no record in it yet, or no place for the pictures.
     """
     folder = pathlib.Path(folder)
     records = read_records(folder)
@@ -96,13 +96,18 @@ def plot_folder(folder: str | os.PathLike) -> list[pathlib.Path]:
     except ConfigError:  # of another version: the numbers can be drawn all the same
         config = None
     figures = (_comparison_figures if "method" in records[0] else _run_figures)(records, config)
-    (folder / PLOTS).mkdir(exist_ok=True)
     paths = []
-    for name, figure in figures.items():
-        FigureCanvasAgg(figure)
-        path = folder / PLOTS / f"{name}.png"
-        figure.savefig(path, dpi=_DPI)
-        paths.append(path)
+    try:
+        (folder / PLOTS).mkdir(exist_ok=True)
+        for name, figure in figures.items():
+            FigureCanvasAgg(figure)
+            path = folder / PLOTS / f"{name}.png"
+            figure.savefig(path, dpi=_DPI)
+            paths.append(path)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to {folder / PLOTS}: {error.strerror}; make room for the plots there"
+        ) from error
     return paths
 
 
@@ -110,11 +115,14 @@ def _marks(config: Config | None, local_rate: float | None) -> Marks:
     if config is None:
         return Marks(None, None, None)
     method = config.method
-    return Marks(
-        target=config.run.target_accuracy,
-        global_bounds=resolve_bounds(method.global_bounds, method.global_rate, 3.0, name="global_bounds"),
-        local_bounds=resolve_bounds(method.local_bounds, local_rate, 10.0, name="local_bounds"),
-    )
+    try:
+        return Marks(
+            target=config.run.target_accuracy,
+            global_bounds=resolve_bounds(method.global_bounds, method.global_rate, 3.0, name="global_bounds"),
+            local_bounds=resolve_bounds(method.local_bounds, local_rate, 10.0, name="local_bounds"),
+        )
+    except ValueError:  # an edited configuration: the numbers can be drawn all the same
+        return Marks(None, None, None)
 
 
 def _run_figures(records: list[Record], config: RunConfig | None) -> dict[str, Figure]:
@@ -153,8 +161,8 @@ def _comparison_figures(records: list[Record], config: Config | None) -> dict[st
     bands = f"{seeds} seeds: means, bands ± one standard deviation" if seeds > 1 else "one seed"
     figures = {"overview": _overview(lines, config, f"Accuracy{data} and the rates behind it ({bands})")}
     for rate, at_rate in lines.items():
-        title = f"All methods{data} from local rate {rate:g} ({bands})"
-        figures[f"rate_{rate:g}"] = _rate_figure(at_rate, _marks(config, rate), title)
+        title = f"All methods{data} from local rate {rate!r} ({bands})"
+        figures[f"rate_{rate!r}"] = _rate_figure(at_rate, _marks(config, rate), title)
     return figures
 
 
@@ -165,7 +173,7 @@ def _overview(lines: dict[float, list[Line]], config: Config | None, title: str)
     figure.suptitle(title, fontsize=12)
     for row, (rate, at_rate) in zip(panels, lines.items(), strict=True):
         marks = _marks(config, rate)
-        _panel(row[0], "accuracy", at_rate, marks, title=f"Test accuracy from local rate {rate:g}")
+        _panel(row[0], "accuracy", at_rate, marks, title=f"Test accuracy from local rate {rate!r}")
         _draw_median_rates(row[1], at_rate, marks)
         _finish(row[1], "Local rate (median client)")
         _panel(row[2], "global_rate", at_rate, marks)

@@ -50,26 +50,32 @@ def prepare_folder(
       ['config.toml']
     """
     folder = pathlib.Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; choose another folder with --out")
-    if folder.is_dir() and any(folder.iterdir()):
-        if read_notes(folder) is None:
-            raise ConfigError(
-                f"{folder} is not empty and not a run folder (no {CONFIG} of fedhyper in it), so nothing in it is "
-                "touched; choose another folder with --out"
-            )
-        if not overwrite:
-            raise ConfigError(f"{folder} holds a run already; choose another folder with --out, or add --overwrite")
-        for name in (METRICS, SUMMARY):
-            (folder / name).unlink(missing_ok=True)
-        for name in (PARAMETERS, PLOTS):
-            shutil.rmtree(folder / name, ignore_errors=True)
     try:
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is a file; choose another folder with --out")
+        if folder.is_dir() and any(folder.iterdir()):
+            if read_notes(folder) is None:
+                raise ConfigError(
+                    f"{folder} is not empty and not a run folder (no {CONFIG} of fedhyper in it), so nothing in it is "
+                    "touched; choose another folder with --out"
+                )
+            if not overwrite:
+                raise ConfigError(f"{folder} holds a run already; choose another folder with --out, or add --overwrite")
+            for name in (METRICS, SUMMARY, PARAMETERS, PLOTS):
+                _remove(folder / name)
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / CONFIG, to_toml(config, preset=preset))
     except OSError as error:
         raise ConfigError(f"cannot write to {folder}: {error.strerror}; choose another folder with --out") from error
     return folder
+
+
+def _remove(path: pathlib.Path) -> None:
+    """Removes a file, a link or a folder; what cannot be removed is an error before the run, not after it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_notes(folder: str | os.PathLike) -> dict[str, str] | None:
@@ -83,7 +89,9 @@ def read_notes(folder: str | os.PathLike) -> dict[str, str] | None:
         table = tomllib.loads((pathlib.Path(folder) / CONFIG).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
         return None
-    return {note: table[note] for note in _NOTES if note in table} if table.get("command") in COMMANDS else None
+    command = table.get("command")
+    is_run_folder = isinstance(command, str) and command in COMMANDS
+    return {note: table[note] for note in _NOTES if note in table} if is_run_folder else None
 
 
 def plain(value: Any) -> Any:
@@ -189,12 +197,20 @@ def read_records(folder: str | os.PathLike) -> list[Record]:
         lines = (folder / METRICS).read_text(encoding="utf-8").split("\n")
     except OSError:
         lines = []
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{folder / METRICS} is damaged: {error}") from None
     records = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is empty or half a record
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError as error:
             raise ConfigError(f"{folder / METRICS} is damaged in line {number}: {error}") from None
+        needed = (
+            ("round", "initial_local_rate", "seed") if isinstance(record, dict) and "method" in record else ("round",)
+        )
+        if not isinstance(record, dict) or any(name not in record for name in needed):
+            raise ConfigError(f"{folder / METRICS} is damaged in line {number}: not a record of a round")
+        records.append(record)
     if not records:
         raise ConfigError(f"{folder} has no records yet: not one chunk of its rounds was done")
     return records

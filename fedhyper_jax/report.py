@@ -26,10 +26,11 @@ def summarise_records(records: Sequence[Record], target: float, num_classes: int
       num_classes: for telling a run that is no better than guessing.
 
     Returns:
-      Rounds, final accuracy (mean of the last three evaluations) and loss (last evaluation), best accuracy, rounds to
-      the target, sums of counts and bytes, clipped shares over all updates, and ``state``: "ok", "near chance" (less
-      than 15 % of the way from guessing to perfection), "collapsed" (it lost a quarter of the accuracy it once had) or
-      "diverged" (either of these with a loss above twice that of guessing, or not finite).
+      Rounds, final accuracy (mean of the last three evaluations) and loss (last evaluation), best accuracy, number of
+      evaluations, rounds to the target (None where it was not reached, or with fewer than three evaluations), sums of
+      counts and bytes, clipped shares over all updates, and ``state``: "ok", "near chance" (less than 15 % of the way
+      from guessing to perfection), "collapsed" (it lost a quarter of the accuracy it once had) or "diverged" (either
+      of these with a loss above twice that of guessing, or not finite).
 
     Example:
       >>> records = [{"round": t, "accuracy": 0.5 + t / 10, "loss": 1.0} for t in range(4)]
@@ -61,6 +62,7 @@ def summarise_records(records: Sequence[Record], target: float, num_classes: int
             if name.startswith("client_accuracy_")
         },
         "target_accuracy": target,
+        "evaluations": len(accuracies),
         "rounds_to_target": rounds_to_target([record["round"] for record in evaluated], accuracies, target),
         "state": _state(final, max(accuracies), evaluated[-1]["loss"], num_classes),
         "last_global_rate": last.get("global_rate"),
@@ -101,7 +103,7 @@ def summarise_cells(cells: dict[tuple[str, float], list[dict[str, Any]]], rounds
     for (method, rate), runs in cells.items():
         accuracies = [run["final_accuracy"] for run in runs]
         median, baseline = medians[method, rate], medians.get(("fedavg", rate))
-        if baseline is None or math.isinf(median):
+        if baseline is None or math.isinf(median) or min(run["evaluations"] for run in runs) < WINDOW:
             speed_up = {"value": None, "relation": None}
         elif math.isinf(baseline):
             speed_up = {"value": rounds / median, "relation": "≥"}
@@ -142,6 +144,8 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _rounds_text(median: float, runs: list[dict[str, Any]], rounds: int) -> str:
+    if min(run["evaluations"] for run in runs) < WINDOW:
+        return f"not measured (< {WINDOW} evaluations)"
     reached = sum(run["rounds_to_target"] is not None for run in runs)
     text = f"> {rounds}" if math.isinf(median) else f"{median:g}"
     return text if reached in (0, len(runs)) else f"{text} ({reached}/{len(runs)} seeds)"
@@ -174,7 +178,7 @@ def print_comparison(summary: dict[str, Any], console: Console | None = None) ->
     console = console or Console()
     target, rounds, seeds = summary["target_accuracy"], summary["rounds"], summary["seeds"]
     for rate in summary["local_rates"]:
-        table = Table(title=f"{summary['data']}, initial local rate {rate:g}", title_justify="left")
+        table = Table(title=f"{summary['data']}, initial local rate {rate!r}", title_justify="left")
         table.add_column("method")
         table.add_column("final accuracy", justify="right")
         table.add_column(f"rounds to {_percent(target)}", justify="right")
@@ -217,9 +221,9 @@ def print_run(summary: dict[str, Any], console: Console | None = None) -> None:
         "data": summary["data_source"],
         f"final accuracy (last {WINDOW} evaluations)": f"{summary['final_accuracy']:.2%}",
         "best accuracy": f"{summary['best_accuracy']:.2%}",
-        f"rounds to {_percent(summary['target_accuracy'])}": f"> {summary['rounds']}"
-        if reached is None
-        else f"{reached}",
+        f"rounds to {_percent(summary['target_accuracy'])}": _rounds_text(
+            math.inf if reached is None else reached, [summary], summary["rounds"]
+        ),
         "last rates": f"global {_number(summary['last_global_rate'])}, local {_number(summary['last_local_rate'])}",
         "clipped rate updates": ", ".join(
             f"{name} {'none made' if value is None else format(value, '.0%')}"

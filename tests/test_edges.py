@@ -73,7 +73,7 @@ def test_the_rule_never_makes_an_infinite_rate():
 
 @pytest.mark.parametrize("value", [1e-50, 1e60])
 def test_rates_that_float32_cannot_hold_are_refused(value):
-    with pytest.raises(ValueError, match="local_rate must be finite and > 0"):
+    with pytest.raises(ValueError, match="local_rate must lie in the range of float32"):
         fedavg(logistic_loss, work=WORK, local_rate=value)
 
 
