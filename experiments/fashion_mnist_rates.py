@@ -101,6 +101,24 @@ def judge(method: str, runs: dict[str, np.ndarray], index: int) -> tuple[str, st
     return words, *verdicts
 
 
+def disagreeing(runs: dict[str, np.ndarray]) -> list[tuple[str, int]]:
+    """The cells that do not agree on partition 0 by the seeds alone."""
+    cells = [(method, index) for method in METHODS for index in range(len(RATES))]
+    return [(method, index) for method, index in cells if judge(method, runs, index)[1] != "yes"]
+
+
+def outlier(method: str, runs: dict[str, np.ndarray], index: int) -> str:
+    """Where SPEC.md's mean lies among ours, for a cell that disagrees."""
+    values, expected = runs[method][:, index], EXPECTED[method][index]
+    means = values.mean(axis=1)
+    deviations = (means.mean() - expected) / means.std(ddof=1)
+    return (
+        f"{method} from {RATES[index]} disagrees: SPEC.md's {expected} lies {deviations:.1f} standard deviations below "
+        f"the mean over partitions, {means.mean():.1f}; the partitions' means range from {means.min():.1f} to "
+        f"{means.max():.1f}, single runs from {values.min():.1f} to {values.max():.1f}."
+    )
+
+
 def row(name: str, cells: list[np.ndarray]) -> str:
     """A line of mean ± standard deviation."""
     return f"| {name} | " + " | ".join(f"{cell.mean():.1f} ± {cell.std(ddof=1):.1f}" for cell in cells) + " |"
@@ -140,6 +158,7 @@ def page(runs: dict[str, np.ndarray], command: str) -> str:
             *head,
             *(row(method, list(values.mean(axis=2).T)) for method, values in runs.items()),
         ]
+        lines += ["", *(outlier(method, runs, index) for method, index in disagreeing(runs))]
     lines += ["", "Single runs on partition 0 (seeds 0, 1, 2; all others in the .json):", ""]
     for method, values in runs.items():
         for rate, cell in zip(RATES, values[0], strict=True):
