@@ -6,10 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from fedhyper_jax.data import load, load_fashion_mnist, load_mnist, load_tfds
-
-tfds = pytest.importorskip("tensorflow_datasets")
 
 SHAPE = (6, 5, 3)
 
