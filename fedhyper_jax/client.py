@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fedhyper_jax import _tree
 from fedhyper_jax.base import Batch, LossFunction, Params, PyTree
 from fedhyper_jax.client_rules import ClientFacts, ClientRule
-from fedhyper_jax.data.batches import ClientBatches
+from fedhyper_jax.data.batches import Batches
 from fedhyper_jax.metrics import check_per_example
 from fedhyper_jax.rates import RateReport
 from fedhyper_jax.terms import Contribution, LocalTerm, Outcome, TermContext
@@ -92,9 +92,9 @@ def train_client(
     trainer: Trainer,
     broadcast: Broadcast,
     *,
-    examples: Batch,
-    batches: ClientBatches,
-    whole: Callable[[], ClientBatches],
+    fetch: Callable[[Int[Array, " batch"]], Batch],
+    batches: Batches,
+    whole: Callable[[], Batches],
     facts: ClientFacts,
     num_steps: int | Int[Array, ""],
     loop: Loop = compiled_loop,
@@ -104,7 +104,7 @@ def train_client(
     Args:
       trainer: what is the same for every client.
       broadcast: what the client starts from.
-      examples: the pool.
+      fetch: gives the examples that a batch names.
       batches: the client's batches.
       whole: gives batches that hold each of the client's examples once.
       facts: what is known of the client.
@@ -124,17 +124,16 @@ def train_client(
 
     def batch_loss(params, rows, mask):
         """Mean and sum of the losses of a masked batch."""
-        batch = jax.tree.map(lambda array: array[rows], examples)
-        losses = loss_fn(params, batch)
+        losses = loss_fn(params, fetch(rows))
         check_per_example(losses, len(mask), name="loss_fn")
         total = jnp.sum(jnp.where(mask, losses, 0.0))
         return total / jnp.maximum(jnp.sum(mask, dtype=jnp.int32), 1), total
 
     def step(k, carry: _Carry) -> _Carry:
-        mask = batches.mask[k]
+        rows, mask = batches.at(k)
 
         def objective(params):
-            value, total = batch_loss(params, batches.rows[k], mask)
+            value, total = batch_loss(params, rows, mask)
             for term, context in zip(terms, contexts, strict=True):
                 if term.objective is not None:
                     value = term.objective(value, params, context)
@@ -182,14 +181,16 @@ def train_client(
 
     def full_gradient():
         every = whole()
-        count = jnp.sum(every.mask, dtype=jnp.int32)
 
-        def one_batch(k, total):
-            gradient = jax.grad(lambda p: batch_loss(p, every.rows[k], every.mask[k])[1])(params)
-            return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, gradient)
+        def one_batch(k, carry):
+            total, count = carry
+            rows, mask = every.at(k)
+            gradient = jax.grad(lambda p: batch_loss(p, rows, mask)[1])(params)
+            total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, gradient)
+            return total, count + jnp.sum(mask, dtype=jnp.int32)
 
         zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, _tree.accumulator_dtype(w)), params)
-        total = compiled_loop(every.num_steps, one_batch, zeros)
+        total, count = compiled_loop(every.num_steps, one_batch, (zeros, jnp.zeros((), jnp.int32)))
         return jax.tree.map(lambda t: t / jnp.maximum(count, 1).astype(t.dtype), total)
 
     update = _tree.subtract(params, end.params)

@@ -20,7 +20,7 @@ from fedhyper_jax._observe import observe, over, traffic_of
 from fedhyper_jax.base import FederatedAlgorithm, LossFunction, Params, RoundInfo, ServerState, current_params
 from fedhyper_jax.client import Broadcast, Trainer, survives, train_client
 from fedhyper_jax.client_rules import ClientFacts, ClientRule, broadcast_rate
-from fedhyper_jax.cohort import Slots, Strategy, parse_strategy
+from fedhyper_jax.cohort import Slots, Strategy, parse_strategy, place
 from fedhyper_jax.data.batches import LocalWork, all_examples, draw_batches
 from fedhyper_jax.data.cohorts import Cohort, check_client_ids
 from fedhyper_jax.rates import Feedback, RateRule
@@ -78,7 +78,8 @@ def federated_algorithm(
       evaluate_at: ``"last"`` iterate or ``"mean_of_last_two"``.
       client_rates_of: population whose clients keep their own rates from round to round, starting at β^0; None: every
         client starts from the broadcast rate.
-      strategy: 'vectorized', 'sequential', 'chunked(c)' or 'debug', see `fedhyper_jax.cohort`; speed only.
+      strategy: 'vectorized', 'sequential', 'chunked(c)', 'sharded(...)' or 'debug', see `fedhyper_jax.cohort`; speed
+        only.
 
     Returns:
       The pair (init, round), and which parameters to evaluate.
@@ -142,7 +143,7 @@ def federated_algorithm(
         }
         if client_rates_of is not None:
             clients[CLIENT_RATES] = jnp.full(client_rates_of, local_state.rate)
-        return ServerState(
+        state = ServerState(
             round=jnp.zeros((), jnp.int32),
             params=params,
             global_rate=global_rate.init(params),
@@ -155,6 +156,7 @@ def federated_algorithm(
             direction=optax.tree.zeros_like(params) if inner_product == "applied" else (),
             previous_params=params if evaluate_at == "mean_of_last_two" else (),
         )
+        return place(strategy, state)
 
     def evaluated_params(state: ServerState) -> Params:
         return jax.tree.map(lambda now, before: (now + before) / 2, state.params, state.previous_params)
@@ -165,15 +167,24 @@ def federated_algorithm(
         accumulator = _tree.accumulator_dtype(state.params)
         data = cohort.data
         real = cohort.client_ids < data.population
-        sizes = jnp.where(real, jnp.take(data.client_sizes, cohort.client_ids, mode="clip"), 0)
+        sizes = data.sizes_of(cohort.client_ids)
         # p_m ≤ 1 before summing, so that a mean of finite updates does not overflow on the way.
         shares = sizes if weighting == "examples" else real
         total_share = jnp.maximum(jnp.sum(shares), 1).astype(accumulator)
-        mean_size = data.offsets[-1].astype(accumulator) / data.population
+        mean_size, cohort_size = data.mean_size.astype(accumulator), jnp.sum(real, dtype=jnp.int32)
+        shared = (clients_key, state, data, total_share, mean_size, cohort_size)
 
-        def client_fn(client_id, num_steps, loop):
-            size = jnp.take(data.client_sizes, client_id, mode="clip")
-            batches = draw_batches(_random.batch_key(clients_key, client_id), data, client_id, work)
+        def client_fn(shared, client_id, num_steps, loop):
+            clients_key, state, data, total_share, mean_size, cohort_size = shared
+            client = data.client(client_id)
+            size = client.size
+            batches = draw_batches(
+                _random.batch_key(clients_key, client_id),
+                client,
+                work,
+                max_examples=data.max_examples,
+                most_steps=num_steps,
+            )
             rows = jax.tree.map(lambda leaf: jnp.take(leaf, client_id, axis=0, mode="clip"), state.clients)
             contributions, update, result = train_client(
                 trainer,
@@ -185,15 +196,15 @@ def federated_algorithm(
                     shared=state.terms,
                     rows=rows,
                 ),
-                examples=data.examples,
+                fetch=client.fetch,
                 batches=batches,
-                whole=lambda: all_examples(data, client_id, work.batch_size),
+                whole=lambda: all_examples(client, work.batch_size),
                 facts=ClientFacts(
                     num_steps=batches.num_steps,
                     steps_an_epoch=-(-size // work.batch_size),
                     relative_size=size / mean_size,
                     relative_weight=size / mean_size if weighting == "examples" else jnp.ones((), accumulator),
-                    cohort_size=jnp.sum(real, dtype=jnp.int32),
+                    cohort_size=cohort_size,
                 ),
                 num_steps=num_steps,
                 loop=loop,
@@ -225,7 +236,7 @@ def federated_algorithm(
             common_steps=work.steps,
             padding_id=data.population,
         )
-        return strategy.map_reduce(client_fn, slots)
+        return strategy.map_reduce(client_fn, shared, slots)
 
     def round_fn(key, state: ServerState, cohort: Cohort) -> tuple[ServerState, RoundInfo]:
         check_client_ids(cohort.client_ids, cohort.data.population)

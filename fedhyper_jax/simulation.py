@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool
 from fedhyper_jax import _random, _validate
 from fedhyper_jax.base import FederatedAlgorithm, PyTree, RoundInfo, ServerState
 from fedhyper_jax.data.cohorts import Cohort, check_cohort_size, sample_cohort
-from fedhyper_jax.data.federated import FederatedData
+from fedhyper_jax.data.federated import ClientData
 from fedhyper_jax.evaluation import Evaluation, EvaluationData
 from fedhyper_jax.rates import check_horizon
 
@@ -31,7 +31,7 @@ def simulate(
     algorithm: FederatedAlgorithm,
     key: Array,
     state: ServerState,
-    data: FederatedData,
+    data: ClientData,
     *,
     rounds: int,
     cohort_size: int,
@@ -40,6 +40,7 @@ def simulate(
     eval_every: int = 1,
     first_round: int | Array | None = None,
     total_rounds: int | Array | None = None,
+    donate: bool = False,
 ) -> tuple[ServerState, History]:
     """Runs rounds as one compiled ``lax.scan``. Pure: jit it, vmap it over keys and states.
 
@@ -56,6 +57,8 @@ def simulate(
       first_round: number of the first of these rounds, for `eval_every`; ``state.round`` if None, or 0 where that is
         traced. An argument of its own, since under vmap ``state.round`` is batched and every round would evaluate.
       total_rounds: length of the whole run; first_round + rounds if None.
+      donate: give the memory of ``state`` to the result; the arrays of ``state`` are gone afterwards. Worth it where
+        clients keep large rows.
 
     Returns:
       The last state and the `History`.
@@ -79,7 +82,7 @@ def simulate(
     first_round = _first_round(state) if first_round is None else first_round
     total_rounds = first_round + rounds if total_rounds is None else total_rounds
     _check_run(state, data, rounds, cohort_size, evaluate, evaluation_data, eval_every, first_round, total_rounds)
-    return _simulate(
+    return (_simulate_in_place if donate else _simulate)(
         algorithm,
         key,
         state,
@@ -94,8 +97,7 @@ def simulate(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("algorithm", "rounds", "cohort_size", "evaluate", "eval_every"))
-def _simulate(
+def _scan_rounds(
     algorithm,
     key,
     state,
@@ -125,6 +127,11 @@ def _simulate(
         return state, History(info=info, evaluation=values, evaluated=evaluated & (evaluate is not None))
 
     return lax.scan(one_round, state, first_round + jnp.arange(rounds, dtype=jnp.int32))
+
+
+_STATIC = ("algorithm", "rounds", "cohort_size", "evaluate", "eval_every")
+_simulate = jax.jit(_scan_rounds, static_argnames=_STATIC)
+_simulate_in_place = jax.jit(_scan_rounds, static_argnames=_STATIC, donate_argnames="state")
 
 
 def _not_evaluated(evaluate: Evaluation, params, evaluation_data) -> dict[str, Array]:
@@ -165,7 +172,7 @@ class Progress(NamedTuple):
     first_round: int  # number of the chunk's first round
     rounds_done: int
     total_rounds: int
-    state: PyTree  # after the chunk
+    state: PyTree  # after the chunk; its memory is the next chunk's, so copy what is to be kept
     history: History  # of the chunk, as NumPy arrays
     seconds: float  # the chunk took, compilation included in the first
 
@@ -179,7 +186,7 @@ def run(
     algorithm: FederatedAlgorithm,
     key: Array,
     state: ServerState,
-    data: FederatedData,
+    data: ClientData,
     *,
     rounds: int,
     cohort_size: int,
@@ -213,9 +220,11 @@ def run(
         "eval_every": eval_every,
     }
     _validate.positive_integer(rounds=rounds, rounds_per_chunk=rounds_per_chunk)
-    advance = functools.partial(simulate if compiles else _simulate_eagerly, algorithm, key)
+    if compiles:
+        state = jax.tree.map(jnp.copy, state)  # the caller's stays whole
+    advance = functools.partial(simulate, donate=True) if compiles else _simulate_eagerly
     return run_chunks(
-        lambda state, **chunk: advance(state, data, **settings, **chunk),
+        lambda state, **chunk: advance(algorithm, key, state, data, **settings, **chunk),
         state,
         first_round=_first_round(state),
         rounds=rounds,

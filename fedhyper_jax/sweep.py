@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from fedhyper_jax import _validate
 from fedhyper_jax.base import FederatedAlgorithm, Params
-from fedhyper_jax.data.federated import FederatedData
+from fedhyper_jax.data.federated import ClientData
 from fedhyper_jax.rates import check_horizon
 from fedhyper_jax.simulation import Callback, History, run_chunks, simulate
 
@@ -20,7 +20,7 @@ def sweep(
     settings: dict[str, Array],
     keys: Array,
     params: Params,
-    data: FederatedData,
+    data: ClientData,
     *,
     rounds: int,
     rounds_per_chunk: int | None = None,
@@ -31,7 +31,8 @@ def sweep(
 
     Args:
       make_algorithm: ``make_algorithm(**one_setting) -> FederatedAlgorithm``; it gets traced scalars, and whatever it
-        does with them varies over the grid: rates, but also the rate of an optax server optimizer.
+        does with them varies over the grid: rates, but also the rate of an optax server optimizer. The same function
+        with other settings is not compiled again; a new one, made by calling ``lambda`` again, is.
       settings: arrays of one common length R, e.g. ``{"local_rate": jnp.array([0.001, 0.01])}``. They are checked
         here, by making each algorithm once, since traced values cannot be.
       keys: (seeds,) keys, one per run of a setting.
@@ -77,40 +78,25 @@ def sweep(
         check_horizon(state.local_rate, rounds, name="local_rate")
     # Data are arguments of the compiled program, not constants in it.
     evaluation_data = simulation.pop("evaluation_data", None)
+    static = tuple(sorted(simulation.items()))
 
-    @jax.jit
-    def start(settings, params):
-        return jax.vmap(lambda setting: jax.vmap(make_algorithm(**setting).init)(params))(settings)
-
-    @functools.partial(jax.jit, static_argnames="rounds")
-    def advance(states, settings, keys, data, evaluation_data, first_round, total_rounds, *, rounds):
-        def one_setting(setting, states):
-            # Made inside the trace, so that a setting reaches whatever the factory does with it.
-            algorithm = make_algorithm(**setting)
-
-            def one_seed(key, state):
-                return simulate(
-                    algorithm,
-                    key,
-                    state,
-                    data,
-                    rounds=rounds,
-                    first_round=first_round,
-                    total_rounds=total_rounds,
-                    evaluation_data=evaluation_data,
-                    **simulation,
-                )
-
-            return jax.vmap(one_seed)(keys, states)
-
-        return jax.vmap(one_setting)(settings, states)
-
-    def advance_chunk(states, *, first_round, rounds, total_rounds):
-        return advance(states, settings, keys, data, evaluation_data, first_round, total_rounds, rounds=rounds)
+    def advance(states, *, first_round, rounds, total_rounds):
+        return _advance(
+            make_algorithm,
+            states,
+            settings,
+            keys,
+            data,
+            evaluation_data,
+            jnp.asarray(first_round, jnp.int32),
+            jnp.asarray(total_rounds, jnp.int32),
+            rounds=rounds,
+            static=static,
+        )
 
     states, history = run_chunks(
-        advance_chunk,
-        start(settings, params),
+        advance,
+        _start(make_algorithm, settings, params),
         first_round=0,
         rounds=rounds,
         rounds_per_chunk=rounds_per_chunk,
@@ -118,6 +104,37 @@ def sweep(
         axis=2,
     )
     return algorithm.evaluated_params(states), history
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _start(make_algorithm, settings, params):
+    return jax.vmap(lambda setting: jax.vmap(make_algorithm(**setting).init)(params))(settings)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("rounds", "static"), donate_argnums=1)
+def _advance(
+    make_algorithm, states, settings, keys, data, evaluation_data, first_round, total_rounds, *, rounds, static
+):
+    def one_setting(setting, states):
+        # Made inside the trace, so that a setting reaches whatever the factory does with it.
+        algorithm = make_algorithm(**setting)
+
+        def one_seed(key, state):
+            return simulate(
+                algorithm,
+                key,
+                state,
+                data,
+                rounds=rounds,
+                first_round=first_round,
+                total_rounds=total_rounds,
+                evaluation_data=evaluation_data,
+                **dict(static),
+            )
+
+        return jax.vmap(one_seed)(keys, states)
+
+    return jax.vmap(one_setting)(settings, states)
 
 
 def _check_seeds(keys: Array, params: Params) -> None:

@@ -231,14 +231,16 @@ def test_other_optimizers_run_on_either_side(key, federation, optimizer):
     chex.assert_trees_all_close(slow.params, state.params, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("strategy", ["vectorized", "sequential", "chunked(2)", "chunked(3)", "debug"])
+@pytest.mark.parametrize(
+    "strategy", ["vectorized", "sequential", "chunked(2)", "chunked(3)", "debug", "sharded(vectorized)"]
+)
 def test_strategies_keep_the_order_of_clients(strategy):
     ids, steps = jnp.array([4, 1, 7, 3, 0]), jnp.array([5, 1, 3, 1, 2])
 
-    def client_fn(client_id, num_steps, loop):
-        return {"sum": client_id.astype(jnp.float32) ** 2}, 10 * client_id
+    def client_fn(factor, client_id, num_steps, loop):
+        return {"sum": client_id.astype(jnp.float32) ** 2}, factor * client_id
 
-    total, stacked = parse_strategy(strategy).map_reduce(client_fn, Slots(ids, steps, None, padding_id=0))
+    total, stacked = parse_strategy(strategy).map_reduce(client_fn, jnp.array(10), Slots(ids, steps, None, 0))
     assert stacked.tolist() == [40, 10, 70, 30, 0]
     assert float(total["sum"]) == 75.0
 

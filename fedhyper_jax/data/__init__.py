@@ -25,6 +25,13 @@ from fedhyper_jax.data.partition import (
     quantity_skew,
     shards,
 )
+from fedhyper_jax.data.procedural import (
+    ProceduralData,
+    Recipe,
+    examples_of_strangers,
+    procedural_clients,
+    procedural_logistic,
+)
 from fedhyper_jax.data.report import PartitionReport, partition_report, plot_partition
 from fedhyper_jax.data.sources import LOADERS, load, load_digits, load_fashion_mnist, load_mnist
 from fedhyper_jax.data.synthetic import QuadraticProblem, quadratic_clients, quadratic_loss, synthetic_logistic
@@ -39,11 +46,14 @@ __all__ = [
     "LocalWork",
     "Partition",
     "PartitionReport",
+    "ProceduralData",
     "QuadraticProblem",
+    "Recipe",
     "by_user",
     "check_examples",
     "client_batches",
     "dirichlet",
+    "examples_of_strangers",
     "from_client_ids",
     "hold_out",
     "iid",
@@ -59,6 +69,8 @@ __all__ = [
     "pack",
     "partition_report",
     "plot_partition",
+    "procedural_clients",
+    "procedural_logistic",
     "quadratic_clients",
     "quadratic_loss",
     "quantity_skew",

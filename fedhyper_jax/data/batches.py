@@ -1,6 +1,7 @@
 """How a client's examples become the batches of its local steps: exactly, with masks, inside the compiled round."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from fedhyper_jax import _random, _validate
-from fedhyper_jax.data.federated import FederatedData
+from fedhyper_jax.data.federated import ClientData, ClientView
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,16 +61,21 @@ def local_steps(steps: int, batch_size: int, *, with_replacement: bool = False) 
 
 
 class ClientBatches(NamedTuple):
-    """The batches of one client in one round. Step k uses the pool rows ``rows[k][mask[k]]``."""
+    """The batches of one client in one round. Step k uses the examples ``rows[k][mask[k]]``."""
 
     rows: Int[Array, "max_steps batch"]  # int32 rows of the pool; masked entries repeat a row of the same batch
     mask: Bool[Array, "max_steps batch"]  # False: padding, never an example
     num_steps: Int[Array, ""]  # K_m: steps with at least one example, all before the others
 
 
-def client_batches(
-    key: Array, round_number: int, data: FederatedData, client_id: int, work: LocalWork
-) -> ClientBatches:
+class Batches(NamedTuple):
+    """The same, step by step, inside a compiled round."""
+
+    at: Callable[[Int[Array, ""]], tuple[Int[Array, " batch"], Bool[Array, " batch"]]]  # k -> rows, mask
+    num_steps: Int[Array, ""]
+
+
+def client_batches(key: Array, round_number: int, data: ClientData, client_id: int, work: LocalWork) -> ClientBatches:
     """The very batches that a client trains on in a round of the run with ``key``.
 
     Args:
@@ -91,45 +97,68 @@ def client_batches(
       ([3, 4], [2, 0], 1)
     """
     _, clients_key = _random.round_keys(key, round_number)
-    return draw_batches(_random.batch_key(clients_key, client_id), data, client_id, work)
+    batches = draw_batches(
+        _random.batch_key(clients_key, client_id), data.client(client_id), work, max_examples=data.max_examples
+    )
+    rows, mask = jax.vmap(batches.at)(jnp.arange(work.max_steps(data.max_examples), dtype=jnp.int32))
+    return ClientBatches(rows, mask, batches.num_steps)
 
 
-def draw_batches(key: Array, data: FederatedData, client_id: Int[Array, ""], work: LocalWork) -> ClientBatches:
-    """As `client_batches`, from the client's own batch key. A padded slot (id = population) has no steps."""
-    # offsets[population + 1] does not exist; clipped gathers make a padded slot's size offsets[-1] - offsets[-1] = 0.
-    first = jnp.take(data.offsets, client_id, mode="clip")
-    size = jnp.take(data.offsets, client_id + 1, mode="clip") - first
-    max_steps = work.max_steps(data.max_examples)
+def draw_batches(
+    key: Array,
+    client: ClientView,
+    work: LocalWork,
+    *,
+    max_examples: int,
+    most_steps: int | Int[Array, ""] | None = None,
+) -> Batches:
+    """As `client_batches`, from the client's own batch key. A padded slot (id = population) has no steps.
+
+    Args:
+      key: the client's batch key of the round.
+      client: its examples.
+      work: what it does.
+      max_examples: size of the largest client.
+      most_steps: ≥ K_m, how many steps will be asked for, if that is known: the fewer, the less is shuffled.
+    """
+    size = client.size
     num_steps = work.num_steps(size)
-    step = jnp.arange(max_steps, dtype=jnp.int32)[:, None]
-    lane = jnp.arange(work.batch_size, dtype=jnp.int32)[None, :]
+    lane = jnp.arange(work.batch_size, dtype=jnp.int32)
 
     if work.with_replacement:
-        position = jax.random.randint(key, (max_steps, work.batch_size), 0, jnp.maximum(size, 1), dtype=jnp.int32)
-        mask = jnp.broadcast_to(step < num_steps, position.shape)
-    else:
-        stream = _shuffled_epochs(key, size, data.max_examples, work)
-        steps_an_epoch = jnp.maximum(-(-size // work.batch_size), 1)
-        epoch, batch = step // steps_an_epoch, step % steps_an_epoch
+        shape = (work.max_steps(max_examples), work.batch_size)
+        rows = client.rows_of(jax.random.randint(key, shape, 0, jnp.maximum(size, 1), dtype=jnp.int32))
+        return Batches(lambda k: (rows[k], jnp.broadcast_to(k < num_steps, lane.shape)), num_steps)
+
+    rows = client.rows_of(_shuffled_epochs(key, size, max_examples, work, most_steps))
+    steps_an_epoch = jnp.maximum(-(-size // work.batch_size), 1)
+
+    def at(k):
+        epoch, batch = k // steps_an_epoch, k % steps_an_epoch
+        mask = (batch * work.batch_size + lane < size) & (k < num_steps)
         start = epoch * size + batch * work.batch_size
-        mask = (batch * work.batch_size + lane < size) & (step < num_steps)
-        position = jnp.take(stream, start + jnp.where(mask, lane, 0), mode="clip")
-    rows = jnp.take(data.order, first + position, mode="clip")
-    return ClientBatches(rows=rows, mask=mask, num_steps=num_steps)
+        return jnp.take(rows, start + jnp.where(mask, lane, 0), mode="clip"), mask
+
+    return Batches(at, num_steps)
 
 
-def all_examples(data: FederatedData, client_id: Int[Array, ""], batch_size: int) -> ClientBatches:
+def all_examples(client: ClientView, batch_size: int) -> Batches:
     """Each of a client's examples once, in the order in which it owns them."""
-    first = jnp.take(data.offsets, client_id, mode="clip")
-    size = jnp.take(data.offsets, client_id + 1, mode="clip") - first
-    max_steps = -(-data.max_examples // batch_size)
-    position = jnp.arange(max_steps * batch_size, dtype=jnp.int32).reshape(max_steps, batch_size)
-    mask = position < size
-    rows = jnp.take(data.order, first + jnp.where(mask, position, 0), mode="clip")
-    return ClientBatches(rows=rows, mask=mask, num_steps=-(-size // batch_size))
+    size = client.size
+    lane = jnp.arange(batch_size, dtype=jnp.int32)
+
+    def at(k):
+        position = k * batch_size + lane
+        mask = position < size
+        return client.rows_of(jnp.where(mask, position, 0)), mask
+
+    return Batches(at, -(-size // batch_size))
 
 
-def _shuffled_epochs(key, size, max_examples: int, work: LocalWork) -> Int[Array, " stream"]:
+_SHORTEST_SHUFFLE = 64
+
+
+def _shuffled_epochs(key, size, max_examples: int, work: LocalWork, most_steps) -> Int[Array, " stream"]:
     """Positions in [0, size) of epoch after epoch, each epoch a permutation: entry e·size + i is the i-th of epoch e.
 
     One sort by (epoch, random bits) shuffles all epochs at once. The bits of an entry depend on its index alone, so
@@ -137,8 +166,22 @@ def _shuffled_epochs(key, size, max_examples: int, work: LocalWork) -> Int[Array
     """
     # K steps of at most B examples touch epochs of at most K·B + size examples in all.
     length = work.epochs * max_examples if work.epochs is not None else work.steps * work.batch_size + max_examples
-    index = jnp.arange(length, dtype=jnp.int32)
-    divisor = jnp.maximum(size, 1)
-    bits = jax.random.bits(key, (length,), jnp.uint32)
-    _, _, position = lax.sort((index // divisor, bits, index % divisor), num_keys=2)
-    return position
+
+    def shuffle(length: int):
+        index = jnp.arange(length, dtype=jnp.int32)
+        divisor = jnp.maximum(size, 1)
+        bits = jax.random.bits(key, (length,), jnp.uint32)
+        _, _, position = lax.sort((index // divisor, bits, index % divisor), num_keys=2)
+        return position
+
+    if most_steps is None or work.epochs is None:
+        return shuffle(length)
+    # Most clients of a skewed federation are far smaller than the largest: whole epochs need epochs · n_m ≤ K_m · B
+    # entries, so the shortest of a few lengths (each twice the one before) that holds as many will do.
+    lengths = [_SHORTEST_SHUFFLE]
+    while lengths[-1] < length:
+        lengths.append(min(2 * lengths[-1], length))
+    lengths[-1] = length
+    enough = jnp.searchsorted(jnp.asarray(lengths[:-1]), most_steps * work.batch_size)
+    branches = [lambda n=n: jnp.pad(shuffle(n), (0, length - n)) for n in lengths]
+    return lax.switch(enough, branches) if len(branches) > 1 else branches[0]()

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from fedhyper_jax import _validate
-from fedhyper_jax.data.federated import FederatedData
+from fedhyper_jax.data.federated import ClientData
 
 
 @jax.tree_util.register_dataclass
@@ -23,11 +23,11 @@ class Cohort:
       client_ids: (S,) int32, distinct; an id equal to the population marks a padded slot, which does nothing.
     """
 
-    data: FederatedData
+    data: ClientData
     client_ids: Int[Array, " cohort"]
 
 
-def make_cohort(data: FederatedData, client_ids) -> Cohort:
+def make_cohort(data: ClientData, client_ids) -> Cohort:
     """A cohort of chosen clients, checked.
 
     Args:

@@ -1,14 +1,50 @@
 """A federated data set: one flat pool of examples and, client after client, which of them are whose (CSR)."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from fedhyper_jax import _validate
 from fedhyper_jax.base import Batch
+
+
+class ClientView(NamedTuple):
+    """One client's examples, inside a compiled round.
+
+    Attributes:
+      size: n_m; 0 for a padded slot.
+      rows_of: ``rows_of(positions)``: what `fetch` calls the examples at positions in [0, n_m).
+      fetch: ``fetch(rows)``: the examples themselves, a dict of arrays with one leading axis.
+    """
+
+    size: Int[Array, ""]
+    rows_of: Callable[[Int[Array, "*shape"]], Int[Array, "*shape"]]
+    fetch: Callable[[Int[Array, " batch"]], Batch]
+
+
+class ClientData(Protocol):
+    """What a round asks of a federated data set: `FederatedData` keeps its examples, `ProceduralData` makes them."""
+
+    max_examples: int
+
+    @property
+    def population(self) -> int:
+        """Number of clients; static."""
+
+    @property
+    def mean_size(self) -> Float[Array, ""]:
+        """Mean number of examples over all clients."""
+
+    def sizes_of(self, client_ids: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
+        """Number of examples of some clients; 0 for the population, which marks a padded slot."""
+
+    def client(self, client_id: Int[Array, ""]) -> ClientView:
+        """One client's examples."""
 
 
 @jax.tree_util.register_dataclass
@@ -40,6 +76,25 @@ class FederatedData:
     def client_sizes(self) -> Int[Array, " population"]:
         """Number of examples of each client."""
         return self.offsets[1:] - self.offsets[:-1]
+
+    @property
+    def mean_size(self) -> Float[Array, ""]:
+        """Mean number of examples over all clients."""
+        return self.offsets[-1].astype(float) / self.population
+
+    def sizes_of(self, client_ids: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
+        """Number of examples of some clients; 0 for the population, which marks a padded slot."""
+        # offsets[population + 1] does not exist; clipped gathers make that offsets[-1] - offsets[-1] = 0.
+        return jnp.take(self.offsets, client_ids + 1, mode="clip") - jnp.take(self.offsets, client_ids, mode="clip")
+
+    def client(self, client_id: Int[Array, ""]) -> ClientView:
+        """One client's examples."""
+        first = jnp.take(self.offsets, client_id, mode="clip")
+        return ClientView(
+            size=self.sizes_of(client_id),
+            rows_of=lambda positions: jnp.take(self.order, first + positions, mode="clip"),
+            fetch=lambda rows: jax.tree.map(lambda array: array[rows], self.examples),
+        )
 
 
 def check_examples(examples: dict) -> int:

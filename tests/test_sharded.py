@@ -1,0 +1,120 @@
+"""Sharded rounds: on 1, 2 and 4 devices the result is that of one, cohorts that they do not divide included."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedhyper_jax import cohort, data, fedavg, make_method, simulate, sweep
+from fedhyper_jax.cohort import Slots, parse_strategy, sharded
+from tests.helpers import logistic_loss, logistic_params
+
+WORK = [data.local_epochs(2, 8), data.local_steps(5, 8)]
+
+
+def mesh(devices):
+    auto = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((devices,), ("clients",), axis_types=auto, devices=jax.devices()[:devices])
+
+
+def run(federation, strategy, method="scaffold", work=WORK[0], **settings):
+    algorithm = make_method(
+        method, logistic_loss, work=work, population=20, local_rate=0.1, strategy=strategy, **settings
+    )
+    state = algorithm.init(logistic_params())
+    return simulate(algorithm, jax.random.key(1), state, federation, rounds=3, cohort_size=7)
+
+
+@pytest.mark.parametrize("work", WORK, ids=["epochs", "steps"])
+@pytest.mark.parametrize(("inner", "devices"), [("vectorized", 1), ("sequential", 2), ("chunked(2)", 4)])
+def test_devices_change_nothing(federation, inner, devices, work):
+    """SCAFFOLD keeps a row a client, so rows cross the devices too."""
+    expected = run(federation, "vectorized", work=work)
+    given = run(federation, sharded(inner, mesh(devices)), work=work)
+    chex.assert_trees_all_close(given, expected, rtol=1e-5, atol=1e-6)
+    counted = [(info.participants, info.local_steps, info.examples) for _, (info, *_) in (given, expected)]
+    chex.assert_trees_all_equal(*counted)
+    assert given[0].params["weights"].sharding.is_fully_replicated
+
+
+def test_more_devices_than_clients(federation):
+    algorithm = fedavg(logistic_loss, work=WORK[0], local_rate=0.1, strategy=sharded(mesh=mesh(4)))
+    plain = fedavg(logistic_loss, work=WORK[0], local_rate=0.1)
+    ends = [
+        simulate(a, jax.random.key(1), a.init(logistic_params()), federation, rounds=2, cohort_size=2)
+        for a in (algorithm, plain)
+    ]
+    chex.assert_trees_all_close(*ends, rtol=1e-5, atol=1e-6)
+
+
+def test_sweeps_of_sharded_runs(federation):
+    def make(strategy):
+        return lambda local_rate: make_method(
+            "G+CL", logistic_loss, work=WORK[0], population=20, local_rate=local_rate, strategy=strategy
+        )
+
+    keys, rates = jax.random.split(jax.random.key(0), 2), jnp.array([0.01, 0.1, 0.05])
+    params = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), logistic_params())
+    settings = {"rounds": 2, "cohort_size": 7}
+    ends = [
+        sweep(make(strategy), {"local_rate": rates}, keys, params, federation, **settings)
+        for strategy in ("chunked(2)", sharded("chunked(2)", mesh(2)))
+    ]
+    chex.assert_trees_all_close(*ends, rtol=1e-5, atol=1e-6)
+
+
+def test_one_message_a_round(federation):
+    algorithm = make_method("scaffold", logistic_loss, work=WORK[0], population=20, local_rate=0.1)
+    algorithm = algorithm._replace(
+        round=make_method(
+            "scaffold", logistic_loss, work=WORK[0], population=20, local_rate=0.1, strategy=sharded(mesh=mesh(2))
+        ).round
+    )
+    ids = data.make_cohort(federation, [0, 3, 5])
+    text = str(jax.make_jaxpr(algorithm.round)(jax.random.key(0), algorithm.init(logistic_params()), ids))
+    assert text.count("psum") == 1
+    assert "callback" not in text
+
+
+def test_integers_cross_exactly():
+    """Sums of integers beyond 2^24, which float32 rounds, and negative ones."""
+
+    def client_fn(shared, client_id, num_steps, loop):
+        return {"total": shared[client_id]}, (shared[client_id], shared[client_id] > 0)
+
+    numbers = np.array([2**30 - 1, -(2**24) - 1, 123_456_789, -7, 2**24 + 1], np.int32)
+    slots = Slots(jnp.arange(5), jnp.ones(5, jnp.int32), 1, padding_id=5)
+    with_zero = jnp.asarray(np.append(numbers, 0))  # what a padded slot finds
+    total, (stacked, positive) = sharded(mesh=mesh(4)).map_reduce(client_fn, with_zero, slots)
+    assert stacked.tolist() == numbers.tolist() and positive.tolist() == (numbers > 0).tolist()
+    assert int(total["total"]) == numbers.sum()
+
+
+def test_devices_get_like_work():
+    """Clients of 1 to 40 steps, dealt to four devices: nobody has much more to do than another."""
+    seen = {}
+
+    def map_reduce(client_fn, shared, slots):
+        return jnp.sum(slots.steps)[None] * 0, slots.steps
+
+    inner = cohort.Strategy("counting", map_reduce)
+    steps = jnp.asarray(np.random.default_rng(0).permutation(40) + 1)
+    strategy = cohort._sharded(inner, mesh(4))
+    _, stacked = strategy(None, (), Slots(jnp.arange(40), steps, None, padding_id=40))
+    assert stacked.tolist() == steps.tolist()
+    # dealt 40 39 38 37 | 33 34 35 36 | …: each device's sum is that of the others
+    longest_first = np.argsort(-np.asarray(steps))
+    deal = np.arange(40).reshape(-1, 4)
+    deal[1::2] = deal[1::2, ::-1]
+    seen = np.asarray(steps)[longest_first][deal].sum(axis=0)
+    assert np.ptp(seen) == 0
+
+
+def test_names_and_refusals():
+    assert parse_strategy("sharded(chunked(5))").name == "sharded(chunked(5))"
+    for wrong in ("sharded(debug)", "sharded(sharded(vectorized))"):
+        with pytest.raises(ValueError, match="sharded runs"):
+            parse_strategy(wrong)
+    with pytest.raises(ValueError, match="must have an axis 'clients'"):
+        sharded(mesh=jax.make_mesh((1,), ("rows",), devices=jax.devices()[:1]))
