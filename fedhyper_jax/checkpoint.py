@@ -36,8 +36,8 @@ def save_parameters(folder: str | os.PathLike, params: Params) -> None:
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         if np.size(leaf) == 0:
             raise ValueError(f"params{jax.tree_util.keystr(path)} has no elements and cannot be stored; leave it out")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder, params)
+    with _checkpointer() as checkpointer:
+        checkpointer.save(folder, args=ocp.args.StandardSave(params))
 
 
 def load_parameters(folder: str | os.PathLike, like: Params | None = None) -> Params:
@@ -61,18 +61,30 @@ def load_parameters(folder: str | os.PathLike, like: Params | None = None) -> Pa
     if (folder / PARAMETERS).is_dir():
         folder = folder / PARAMETERS
     # told where to put the arrays, orbax needs not find the devices that they were saved from
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def target(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     if not (folder / "_CHECKPOINT_METADATA").is_file():
         raise FileNotFoundError(f"{folder} holds no parameters; a run writes them when it ends")
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         stored = checkpointer.metadata(folder).item_metadata.tree
         if like is not None:
             _check_like(like, stored)
-        return checkpointer.restore(folder, jax.tree.map(target, stored if like is None else like))
+        wanted = jax.tree.map(target, stored if like is None else like)
+        return checkpointer.restore(folder, args=ocp.args.StandardRestore(wanted))
+
+
+def _checkpointer():
+    """A checkpointer for this process alone, be it one of many: it waits for no other."""
+    import orbax.checkpoint as ocp
+
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
 def _check_like(like: Params, stored: Any) -> None:

@@ -1,4 +1,4 @@
-"""The command line ``fedhyper``: `run`, `compare`, `plot`, `data` and `methods`.
+"""The command line ``fedhyper``: `run`, `compare`, `plot`, `data`, `methods` and `bench`.
 
 Mistakes of the user are one line on standard error and exit status 2; a traceback is a defect of this package.
 """
@@ -29,6 +29,8 @@ commands:
   plot      draw the plots of a run folder again
   data      show how a data set is divided over the clients, or which sets are here
   methods   list the methods, or print all about one: equation, state, options
+  launch    run another command in several processes, here or as a cluster started them
+  bench     measure speed: compilation, client-steps a second, memory, what each scheduler costs
 
   fedhyper COMMAND --help   lists the options of a command
   fedhyper --version        prints the version
@@ -40,6 +42,7 @@ examples:
   fedhyper run --method fedprox+G --options proximal_weight 0.01
   fedhyper methods scaffold
   fedhyper data --clients 50 --alpha 0.1 --out partition.png
+  fedhyper bench cnn --methods fedavg CL --out cnn.json
 """
 
 _T = TypeVar("_T")
@@ -56,6 +59,8 @@ class _Common:
     """Replace an earlier run in the run folder."""
     quiet: bool = False
     """No progress bar."""
+    processes: int | None = None
+    """Processes that share the work; by default one a core on CPU, one with an accelerator."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,6 +96,36 @@ class _Methods:
     """Print the page docs/methods.md instead."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Launch:
+    processes: int | None = None
+    """Processes to start here, each pinned to a core of its own; by default one a core."""
+    cluster: bool = False
+    """Join the job that srun, mpirun, Kubernetes or a TPU pod started this command in, instead of starting anything."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Bench:
+    jobs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Jobs to measure, each in a process of its own; all if none is named."""
+    methods: tuple[str, ...] = ("fedavg", "G", "SL", "CL")
+    """Methods to run in turn; the others' costs are relative to fedavg."""
+    strategy: str | None = None
+    """How a cohort is run, for all jobs; each job has its own default."""
+    rounds: int | None = None
+    """Rounds in a timed program; each job has its own default."""
+    repeats: int = 7
+    """How often each method's program is timed."""
+    processes: int | None = None
+    """Processes that share a job's work; by default one a core on CPU, one with an accelerator."""
+    out: str | None = None
+    """JSON file to write."""
+    list: bool = False
+    """List the jobs and stop."""
+    quiet: bool = False
+    """Do not say which job is being measured."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -101,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit status: 0, 2 for a mistake of the user, 130 where it was interrupted, 141 where its reader has gone.
 
     Example:
-      >>> main(["paint"])  # prints: fedhyper: error: unknown command 'paint'; known: run, compare, plot, data, methods
+      >>> main(["paint"])  # prints: fedhyper: error: unknown command 'paint'; known: run, compare, plot, data, ...
       2
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
@@ -111,6 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "plot": _plot,
         "data": _data,
         "methods": _methods,
+        "launch": _launch,
+        "bench": _bench,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
@@ -120,6 +157,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(fedhyper_jax.__version__)
         return 0
+    status = _status_of(commands, arguments)
+    if status:
+        from fedhyper_jax.launch import leave
+
+        leave(status)
+    return status
+
+
+def _status_of(commands: dict[str, Callable[[Sequence[str]], None]], arguments: Sequence[str]) -> int:
+    """Runs a command; the exit status."""
     try:
         if arguments[0] not in commands:
             raise ConfigError(f"unknown command {arguments[0]!r}; known: {', '.join(commands)}")
@@ -145,23 +192,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> None:
     parsed, preset = _parse_settings("run", _Run, arguments)
+    run = parsed.settings.run
+    _in_processes("run", arguments, parsed.processes, most=1 if run.strategy == "debug" else run.cohort_size)
     from fedhyper_jax.report import print_run
     from fedhyper_jax.train import train
 
     summary = train(parsed.settings, preset=preset, overwrite=parsed.overwrite, quiet=parsed.quiet)
-    print_run(summary)
-    print(f"{_seconds(summary)}; results in {parsed.settings.folder}")
+    if _is_first():
+        print_run(summary)
+        print(f"{_seconds(summary)}; {_how(summary)}; results in {parsed.settings.folder}")
 
 
 def _compare(arguments: Sequence[str]) -> None:
     parsed, preset = _parse_settings("compare", _Compare, arguments)
+    _in_processes("compare", arguments, parsed.processes, most=len(parsed.settings.compare.methods))
     from fedhyper_jax.compare import compare
     from fedhyper_jax.report import print_comparison
 
     overwrite = parsed.overwrite or _is_own_demo(parsed.settings, preset)
     summary = compare(parsed.settings, preset=preset, overwrite=overwrite, quiet=parsed.quiet)
-    print_comparison(summary)
-    print(f"{_seconds(summary)}; summary and plots in {parsed.settings.folder}")
+    if _is_first():
+        print_comparison(summary)
+        print(f"{_seconds(summary)}; {_how(summary)}; summary and plots in {parsed.settings.folder}")
+
+
+def _in_processes(command: str, arguments: Sequence[str], processes: int | None, *, most: int) -> None:
+    """Runs the command in several processes and ends this one, or makes this one ready to do the work itself."""
+    from fedhyper_jax import launch
+
+    if not (launch.is_member() or launch.in_cluster):
+        processes = launch.default_processes(most) if processes is None else processes
+        if processes != 1:
+            raise SystemExit(launch.launch([command, *arguments], processes))
+    launch.join()
+    from fedhyper_jax.cache import use_cache
+
+    use_cache()
+
+
+def _is_first() -> bool:
+    import jax
+
+    return jax.process_index() == 0
+
+
+def _launch(arguments: Sequence[str]) -> None:
+    from fedhyper_jax import launch
+
+    position = next((index for index, argument in enumerate(arguments) if argument in _LAUNCHED), None)
+    parsed = _parse(_Launch, arguments[:position], "launch", None)
+    if position is None:
+        raise ConfigError(f"launch what? name a command after the options: {', '.join(_LAUNCHED)}")
+    command, *rest = arguments[position:]
+    if parsed.cluster:
+        launch.join_cluster()
+    elif parsed.processes is not None:
+        rest = [*rest, "--processes", str(parsed.processes)]
+    _LAUNCHED[command](rest)
 
 
 def _plot(arguments: Sequence[str]) -> None:
@@ -213,6 +300,42 @@ def _methods(arguments: Sequence[str]) -> None:
             raise ConfigError(str(error)) from None
         for name in names:
             print_method(name)
+
+
+def _bench(arguments: Sequence[str]) -> None:
+    parsed = _parse(_Bench, arguments, "bench", None)
+    from fedhyper_jax import launch
+    from fedhyper_jax.bench import JOBS, bench, check_bench, print_bench
+    from fedhyper_jax.experiment import one_line
+
+    if parsed.list:
+        for name, job in JOBS.items():
+            print(f"{name}: {job.description}")
+        return
+    settings = {name: getattr(parsed, name) for name in ("methods", "strategy", "rounds", "repeats", "out")}
+    try:
+        jobs = check_bench(parsed.jobs, **settings)
+        if len(jobs) == 1 and not (launch.is_member() or launch.in_cluster):
+            processes = launch.default_processes(JOBS[jobs[0]].cohort_size)
+            processes = processes if parsed.processes is None else parsed.processes
+            if processes != 1:
+                raise SystemExit(launch.launch(["bench", *arguments], processes))
+        launch.join()  # (no compilation cache: it would hide what compilation takes)
+        results = bench(
+            jobs,
+            **settings,
+            processes=parsed.processes,
+            report=lambda line: None if parsed.quiet else print(line, file=sys.stderr, flush=True),
+        )
+    except ValueError as error:
+        raise ConfigError(one_line(error)) from error
+    if _is_first():
+        print_bench(results)
+        if parsed.out is not None:
+            print(parsed.out)
+    failed = [job for job in results["jobs"] if "error" in job]
+    if failed:
+        raise ConfigError("; ".join(f"{job['job']} was not measured: {job['error']}" for job in failed))
 
 
 def _known_data() -> list[tuple[str, str]]:
@@ -309,6 +432,15 @@ def _is_own_demo(config: CompareConfig, preset: str | None) -> bool:
         return preset == "demo" and load_config(pathlib.Path(config.folder) / CONFIG) == config
     except ConfigError:
         return False
+
+
+def _how(summary: dict[str, Any]) -> str:
+    processes = summary["processes"]
+    return f"strategy {summary['strategy']['used']}" + (f", {processes} processes" if processes > 1 else "")
+
+
+_LAUNCHED: dict[str, Callable[[Sequence[str]], None]] = {"run": _run, "compare": _compare, "bench": _bench}
+"""Commands that several processes can share."""
 
 
 def _seconds(summary: dict[str, Any]) -> str:

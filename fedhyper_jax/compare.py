@@ -1,13 +1,18 @@
 """Several methods from several initial local rates with several seeds; what `fedhyper compare` does."""
 
+import functools
+import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fedhyper_jax.config import CompareConfig
-from fedhyper_jax.experiment import Experiment, build_experiment
+from fedhyper_jax.autotune import wait_for_all
+from fedhyper_jax.cache import cache_use
+from fedhyper_jax.config import CompareConfig, GridConfig
+from fedhyper_jax.experiment import Experiment, build_experiment, choose_strategy
 from fedhyper_jax.plots import plot_folder
 from fedhyper_jax.progress import ProgressBar, chunk_length
 from fedhyper_jax.records import (
@@ -16,6 +21,7 @@ from fedhyper_jax.records import (
     environment,
     group_records,
     history_records,
+    order_records,
     prepare_folder,
     read_records,
     write_summary,
@@ -30,7 +36,8 @@ def compare(
 ) -> dict[str, Any]:
     """Runs every method from every initial local rate with every seed, and leaves a run folder behind.
 
-    All rates and seeds of a method are one compiled program, see `sweep`.
+    All rates and seeds of a method are one compiled program, see `sweep`. Several processes share the methods out; the
+    first one draws and sums up.
 
     Args:
       config: what to compare.
@@ -55,8 +62,12 @@ def compare(
     """
     start = time.perf_counter()
     experiment = build_experiment(config)
-    folder = prepare_folder(config.folder, config, preset=preset, overwrite=overwrite)
+    first = jax.process_index() == 0
+    folder = pathlib.Path(config.folder)
+    if first:
+        prepare_folder(folder, config, preset=preset, overwrite=overwrite)
     grid, rounds = config.compare, config.run.rounds
+    own_methods = grid.methods[jax.process_index() :: jax.process_count()]
     origin = {
         "command": "compare",
         "methods": list(grid.methods),
@@ -70,16 +81,37 @@ def compare(
         "partition_digest": experiment.partition.digest,
         "environment": environment(),
     }
-    write_summary(folder, {"status": "unfinished", **origin})
-    with ProgressBar(total_rounds=rounds * len(grid.methods), parts=len(grid.methods), quiet=quiet) as bar:
-        for method in grid.methods:
+    if first:
+        write_summary(folder, {"status": "unfinished", **origin})
+    wait_for_all("the folder is there")
+    total, quiet = rounds * len(own_methods), quiet or not first
+    with ProgressBar(total_rounds=total, parts=len(own_methods), quiet=quiet) as bar:
+        bar.describe("choosing a strategy")
+
+        def one_round(strategy: str):
+            return functools.partial(_sweep_method(grid.methods[0], config, experiment, strategy), rounds=1)
+
+        strategy, choice = choose_strategy(config, one_round, rounds=rounds * len(own_methods), devices=1)
+        for method in own_methods:
             bar.start_part(method)
-            _sweep_method(method, config, experiment, folder, bar)
+            record = functools.partial(_record, method, grid, folder)
+            _sweep_method(method, config, experiment, strategy)(
+                rounds=rounds, rounds_per_chunk=chunk_length(rounds), callbacks=[record, bar]
+            )
+        bar.describe("waiting for the other processes")
+        wait_for_all("all methods are done")
+    if not first:
+        return {"status": "finished", **origin}
+    if jax.process_count() > 1:
+        order_records(folder, grid.methods)
     plot_folder(folder)
     cells = summarise_comparison(read_records(folder), config, experiment.dataset.num_classes)
     summary = {
         "status": "finished",
         "cells": cells,
+        "strategy": choice,
+        "processes": jax.process_count(),
+        "compilation_cache": cache_use(),
         "seconds": {
             "total": time.perf_counter() - start,
             "first_chunks_with_compilation": bar.first_chunk_seconds,
@@ -93,34 +125,33 @@ def compare(
     return summary
 
 
-def _sweep_method(method: str, config: CompareConfig, experiment: Experiment, folder, bar: ProgressBar) -> None:
+def _sweep_method(method: str, config: CompareConfig, experiment: Experiment, strategy: str) -> Callable:
+    """``run(rounds=…, …)`` of a method from all initial local rates with all seeds."""
     grid = config.compare
     starts = [experiment.start(seed) for seed in grid.seed_list]
-
-    def record(done: Progress) -> None:
-        runs, records = len(grid.local_rates) * len(grid.seed_list), []
-        for i, local_rate in enumerate(grid.local_rates):
-            for j, seed in enumerate(grid.seed_list):
-                history = jax.tree.map(lambda leaf, i=i, j=j: leaf[i, j], done.history)
-                labels = {"method": method, "initial_local_rate": local_rate, "seed": seed}
-                # the runs share the chunk's time: seconds over all records add up to it
-                records += history_records(history, done.seconds / runs, **labels)
-        append_records(folder, records)
-
-    sweep(
-        lambda local_rate: experiment.make_algorithm(method, local_rate),
+    return functools.partial(
+        sweep,
+        lambda local_rate: experiment.make_algorithm(method, local_rate, strategy=strategy),
         {"local_rate": jnp.asarray(grid.local_rates)},
         jnp.stack([key for _, key in starts]),
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *[params for params, _ in starts]),
         experiment.data,
-        rounds=config.run.rounds,
-        rounds_per_chunk=chunk_length(config.run.rounds),
         cohort_size=config.run.cohort_size,
         evaluate=experiment.evaluate,
         evaluation_data=experiment.evaluation_data,
         eval_every=config.run.eval_every,
-        callbacks=[record, bar],
     )
+
+
+def _record(method: str, grid: GridConfig, folder: pathlib.Path, done: Progress) -> None:
+    runs, records = len(grid.local_rates) * len(grid.seed_list), []
+    for i, local_rate in enumerate(grid.local_rates):
+        for j, seed in enumerate(grid.seed_list):
+            history = jax.tree.map(lambda leaf, i=i, j=j: leaf[i, j], done.history)
+            labels = {"method": method, "initial_local_rate": local_rate, "seed": seed}
+            # the runs share the chunk's time: seconds over all records add up to it
+            records += history_records(history, done.seconds / runs, **labels)
+    append_records(folder, records)
 
 
 def summarise_comparison(records: list[Record], config: CompareConfig, num_classes: int) -> list[dict[str, Any]]:

@@ -64,6 +64,8 @@ class ModelConfig:
     """Of cnn: outputs of each convolution."""
     kernel_size: int | None = None
     """Of cnn: height and width of the kernels."""
+    compute_dtype: str | None = None
+    """bfloat16: products inside the model in that type; parameters, rates and inner products stay float32."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,8 +133,8 @@ class RunSettings:
     """Rounds from one evaluation to the next."""
     target_accuracy: float = 0.8
     """Rounds are counted until the mean of three evaluations in a row reaches it."""
-    strategy: str = "vectorized"
-    """How clients are run, which changes speed only: vectorized, sequential, chunked(c) or debug."""
+    strategy: str = "auto"
+    """How clients are run, which changes speed only: vectorized, sequential, chunked(c), debug; auto times them."""
     out: str | None = None
     """Run folder; below runs/ and named by what is run if not given."""
 

@@ -13,9 +13,20 @@ import optax
 from jaxtyping import Array
 
 from fedhyper_jax import _validate, models, server_optimizers
+from fedhyper_jax.autotune import agreed, fastest, strategy_candidates, time_strategies
 from fedhyper_jax.base import FederatedAlgorithm, LossFunction, Model, Params
-from fedhyper_jax.cohort import parse_strategy
-from fedhyper_jax.config import Config, ConfigError, DataConfig, MethodSettings, ModelConfig, RunConfig, WorkConfig
+from fedhyper_jax.cache import recall, remember
+from fedhyper_jax.cohort import divided, parse_strategy
+from fedhyper_jax.config import (
+    CompareConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    MethodSettings,
+    ModelConfig,
+    RunConfig,
+    WorkConfig,
+)
 from fedhyper_jax.data import (
     LOADERS,
     PARTITIONERS,
@@ -35,6 +46,7 @@ from fedhyper_jax.evaluation import Evaluation, EvaluationData, make_evaluation
 from fedhyper_jax.losses import cross_entropy
 from fedhyper_jax.methods import METHODS, make_method, method_options, parse_method
 from fedhyper_jax.metrics import classification
+from fedhyper_jax.records import environment
 
 
 def _rated(factory: Callable[[], optax.GradientTransformation], own_rate: float):
@@ -59,6 +71,10 @@ CLIENT_OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "momentum": lambda: optax.sgd(1.0, momentum=0.9),
 }
 """Client optimizers by name."""
+
+
+AUTO = "auto"
+"""The strategy that is chosen by timing throw-away rounds."""
 
 
 class Experiment(NamedTuple):
@@ -200,8 +216,10 @@ def _partitioner_settings(config: DataConfig) -> dict[str, Any]:
 def make_model(config: ModelConfig, num_classes: int) -> Model:
     """The model of a configuration; settings that are None are left to the model."""
     _validate.one_of(models.MODELS, model=config.name)
-    settings = {name: value for name, value in vars(config).items() if name != "name" and value is not None}
-    return models.make_model(config.name, num_classes, **settings)
+    own = ("name", "compute_dtype")
+    settings = {name: value for name, value in vars(config).items() if name not in own and value is not None}
+    model = models.make_model(config.name, num_classes, **settings)
+    return model if config.compute_dtype is None else models.compute_in(model, config.compute_dtype)
 
 
 def make_work(config: WorkConfig) -> LocalWork:
@@ -223,6 +241,53 @@ def _start(init: Callable[[Array, Array], Params], inputs: Array, seed: int) -> 
     return init(init_key, inputs), run_key
 
 
+def choose_strategy(
+    config: Config, one_round: Callable[[str], Callable[[], Any]], *, rounds: int, devices: int | None = None
+) -> tuple[str, dict[str, Any]]:
+    """The strategy of a run.
+
+    Args:
+      config: whose strategy may be "auto"; then candidates are timed.
+      one_round: see `time_strategies`.
+      rounds: of the run that is to come.
+      devices: that share a cohort; all of all processes if None.
+
+    Returns:
+      Its name, and what the run folder records of the choice.
+    """
+    asked, devices = config.run.strategy, jax.device_count() if devices is None else devices
+    if asked != AUTO:
+        used = divided(asked, devices)
+        return used, {"asked": asked, "used": used}
+    candidates = strategy_candidates(config.run.cohort_size, devices)
+    question = _job_of(config)
+    known = recall(question)
+    position = int(agreed(candidates.index(known) if known in candidates else -1))
+    if position >= 0:
+        return candidates[position], {"asked": asked, "used": candidates[position], "timings": "of an earlier run"}
+    timings = time_strategies(candidates, one_round, rounds=rounds)
+    used = fastest(timings)
+    if jax.process_index() == 0:
+        remember(question, used)
+    return used, {"asked": asked, "used": used, "timings": [timing._asdict() for timing in timings]}
+
+
+def _job_of(config: Config) -> dict[str, Any]:
+    """What the fastest strategy depends on: all but rates, seeds, the folder and how often is evaluated."""
+    run, method = vars(config.run), vars(config.method)
+    rates = ("local_rate", "options", *_OPTION_SETTINGS)
+    return {
+        "data": vars(config.data),
+        "model": vars(config.model),
+        "work": vars(config.work),
+        "method": {name: value for name, value in method.items() if name not in rates},
+        "run": {name: run[name] for name in ("rounds", "cohort_size")},
+        "compare": vars(config.compare) if isinstance(config, CompareConfig) else None,
+        "environment": environment(),
+        "processes": jax.process_count(),
+    }
+
+
 def _algorithm_factory(loss_fn: LossFunction, config: Config, population: int) -> Callable[..., FederatedAlgorithm]:
     settings = config.method
     _validate.one_of(SERVER_OPTIMIZERS, server_optimizer=settings.server_optimizer)
@@ -237,13 +302,13 @@ def _algorithm_factory(loss_fn: LossFunction, config: Config, population: int) -
         "server_optimizer": SERVER_OPTIMIZERS[settings.server_optimizer](settings.server_optimizer_rate),
         "client_optimizer": CLIENT_OPTIMIZERS[settings.client_optimizer](),
         "weighting": settings.weighting,
-        "strategy": parse_strategy(config.run.strategy),
+        "strategy": "vectorized" if config.run.strategy == AUTO else parse_strategy(config.run.strategy),
         "schedule_rounds": max(2, config.run.rounds),
     }
 
     def make_algorithm(name: str, local_rate: Any, **options: Any) -> FederatedAlgorithm:
         taken = {option: value for option, value in given.items() if option in method_options(name)}
-        return make_method(name, loss_fn, local_rate=local_rate, **common, **{**taken, **options})
+        return make_method(name, loss_fn, local_rate=local_rate, **{**common, **taken, **options})
 
     return make_algorithm
 
@@ -339,7 +404,7 @@ def _check_numbers(config: Config) -> None:
         if isinstance(config.compare.seeds, int) and config.compare.seeds > _MOST_SEEDS:
             raise ValueError(f"seeds must be at most {_MOST_SEEDS} at once, got {config.compare.seeds}")
         seeds = config.compare.seed_list
-        if not parse_strategy(run.strategy).compiles:
+        if run.strategy != AUTO and not parse_strategy(run.strategy).compiles:
             raise ValueError(f"strategy {run.strategy!r} runs without compilation; use it with `fedhyper run`")
         # (rates are float32: two that it cannot tell apart are one)
         rates = tuple(np.float32(rate) for rate in config.compare.local_rates)

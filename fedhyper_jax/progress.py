@@ -63,6 +63,10 @@ class ProgressBar:
         self.parts_started += 1
         self._bar.update(self._task, description=description, speed="compiling")
 
+    def describe(self, description: str) -> None:
+        """Says what the part is doing now."""
+        self._bar.update(self._task, description=description)
+
     def __call__(self, done: RoundsDone) -> None:
         """Takes note of a chunk of rounds."""
         rounds = done.rounds_done - done.first_round

@@ -176,12 +176,21 @@ def share(part: int, whole: int) -> float | None:
 
 
 def append_records(folder: str | os.PathLike, records: Iterable[Record]) -> None:
-    """Appends records to ``metrics.jsonl`` in one write that has reached the disk when this returns."""
+    """Appends records to ``metrics.jsonl`` in one write that has reached the disk when this returns.
+
+    Unbuffered, so that it is one write indeed and several processes may append to one file.
+    """
     lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-    with open(pathlib.Path(folder) / METRICS, "a", encoding="utf-8") as file:
-        file.write(lines)
-        file.flush()
+    with open(pathlib.Path(folder) / METRICS, "ab", buffering=0) as file:
+        file.write(lines.encode())
         os.fsync(file.fileno())
+
+
+def order_records(folder: str | os.PathLike, methods: Sequence[str]) -> None:
+    """Puts the records of a comparison in the order of its methods, as one process would have written them."""
+    records = sorted(read_records(folder), key=lambda record: methods.index(record["method"]))  # sorting is stable
+    text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+    _replace(pathlib.Path(folder) / METRICS, text)
 
 
 def read_records(folder: str | os.PathLike) -> list[Record]:

@@ -3,10 +3,13 @@
 import time
 from typing import Any
 
+import jax
+
+from fedhyper_jax.cache import cache_use
 from fedhyper_jax.checkpoint import save_parameters
-from fedhyper_jax.cohort import parse_strategy
+from fedhyper_jax.cohort import parse_strategy, place
 from fedhyper_jax.config import RunConfig
-from fedhyper_jax.experiment import build_experiment
+from fedhyper_jax.experiment import build_experiment, choose_strategy
 from fedhyper_jax.plots import plot_folder
 from fedhyper_jax.progress import ProgressBar, chunk_length
 from fedhyper_jax.records import (
@@ -19,13 +22,15 @@ from fedhyper_jax.records import (
     write_summary,
 )
 from fedhyper_jax.report import summarise_records
-from fedhyper_jax.simulation import Progress, run
+from fedhyper_jax.simulation import Progress, run, simulate
 
 
 def train(
     config: RunConfig, *, preset: str | None = None, overwrite: bool = False, quiet: bool = True
 ) -> dict[str, Any]:
     """Runs a configuration and leaves a run folder behind.
+
+    One of several processes of a run does its share of the work, and only the first one touches the folder.
 
     Args:
       config: what to run.
@@ -48,8 +53,9 @@ def train(
       ('finished', 3)
     """
     start = time.perf_counter()
+    first = jax.process_index() == 0
     experiment = build_experiment(config)
-    folder = prepare_folder(config.folder, config, preset=preset, overwrite=overwrite)
+    folder = prepare_folder(config.folder, config, preset=preset, overwrite=overwrite) if first else None
     origin = {
         "command": "run",
         "method": config.method.name,
@@ -61,35 +67,52 @@ def train(
         "partition_digest": experiment.partition.digest,
         "environment": environment(),
     }
-    write_summary(folder, {"status": "unfinished", **origin})
+    if first:
+        write_summary(folder, {"status": "unfinished", **origin})
+    params, key = experiment.start(config.run.seed)
+
+    def make_algorithm(strategy: str):
+        return experiment.make_algorithm(config.method.name, config.method.local_rate, strategy=strategy)
+
+    def one_round(strategy: str):
+        algorithm, data = make_algorithm(strategy), place(strategy, experiment.data)
+        state = algorithm.init(params)
+        return lambda: simulate(algorithm, key, state, data, rounds=1, cohort_size=config.run.cohort_size)
 
     def record(done: Progress) -> None:
-        append_records(folder, history_records(done.history, done.seconds))
+        if first:
+            append_records(folder, history_records(done.history, done.seconds))
 
-    params, key = experiment.start(config.run.seed)
-    algorithm = experiment.make_algorithm(config.method.name, config.method.local_rate)
-    with ProgressBar(total_rounds=config.run.rounds, parts=1, quiet=quiet) as bar:
-        bar.start_part(config.method.name)
+    with ProgressBar(total_rounds=config.run.rounds, parts=1, quiet=quiet or not first) as bar:
+        bar.start_part("choosing a strategy")
+        strategy, choice = choose_strategy(config, one_round, rounds=config.run.rounds)
+        algorithm = make_algorithm(strategy)
+        bar.describe(config.method.name)
         state, _ = run(
             algorithm,
             key,
             algorithm.init(params),
-            experiment.data,
+            place(strategy, experiment.data),
             rounds=config.run.rounds,
             cohort_size=config.run.cohort_size,
             evaluate=experiment.evaluate,
-            evaluation_data=experiment.evaluation_data,
+            evaluation_data=place(strategy, experiment.evaluation_data),
             eval_every=config.run.eval_every,
             rounds_per_chunk=chunk_length(config.run.rounds),
             callbacks=[record, bar],
-            compiles=parse_strategy(config.run.strategy).compiles,
+            compiles=parse_strategy(strategy).compiles,
         )
-    save_parameters(folder / PARAMETERS, algorithm.evaluated_params(state))
+    if not first:
+        return {"status": "finished", **origin}
+    save_parameters(folder / PARAMETERS, jax.device_get(algorithm.evaluated_params(state)))
     plot_folder(folder)
     measured = summarise_records(read_records(folder), config.run.target_accuracy, experiment.dataset.num_classes)
     summary = {
         "status": "finished",
         **measured,
+        "strategy": choice,
+        "processes": jax.process_count(),
+        "compilation_cache": cache_use(),
         "seconds": {
             "total": time.perf_counter() - start,
             "first_chunk_with_compilation": bar.first_chunk_seconds,

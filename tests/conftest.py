@@ -4,6 +4,8 @@ import os
 
 # Compilation is most of the time that so small models take; `XLA_FLAGS= make test` compiles as users do.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Commands started from tests are one process, unless a test says otherwise.
+os.environ["FEDHYPER_PROCESSES"] = "1"
 
 import chex
 import jax
@@ -13,6 +15,8 @@ import pytest
 from fedhyper_jax.data import pack
 
 collect_ignore = ["reference/fedjax_traces.py"]  # a script for an environment of its own
+if "device_count=4" not in os.environ["XLA_FLAGS"]:
+    collect_ignore.append("test_sharded.py")  # test_devices.py runs it, in a process with four devices
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import pytest
 from fedhyper_jax.cli import main
 
 TINY = ["--clients", "20", "--cohort-size", "4", "--local-steps", "2", "--batch-size", "8", "--hidden", "8", "--quiet"]
+TINY += ["--strategy", "vectorized"]
 RUN = ["run", *TINY, "--rounds", "3", "--method", "G+CL", "--local-rate", "0.05"]
 COMPARE = [
     "compare",
@@ -15,6 +16,14 @@ COMPARE = [
     *("--rounds", "4", "--methods", "fedavg", "SL", "--local-rates", "0.02", "0.5", "--seeds", "2"),
     *("--target-accuracy", "0.999", "--no-evaluate-clients"),
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Programs and answers that commands keep are kept for this session only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -121,7 +121,8 @@ def test_an_existing_run_folder_is_refused_unless_told(run_folder, capsys):
 def test_the_demo_overwrites_only_itself(tmp_path, monkeypatch, capsys):
     def only_prepare(config, *, preset, overwrite, quiet):
         folder = prepare_folder(config.folder, config, preset=preset, overwrite=overwrite)
-        return {"seconds": {"total": 0.0, "first_chunks_with_compilation": 0.0}, "folder": folder}
+        seconds = {"total": 0.0, "first_chunks_with_compilation": 0.0}
+        return {"seconds": seconds, "folder": folder, "strategy": {"used": "vectorized"}, "processes": 1}
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fedhyper_jax.compare.compare", only_prepare)

@@ -1,0 +1,129 @@
+"""Several processes for one run: the same numbers, one run folder, and no process left behind."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fedhyper_jax import launch
+from fedhyper_jax.cli import main
+from fedhyper_jax.config import ConfigError
+from fedhyper_jax.records import read_records, read_summary
+
+QUICK = ["--model", "logistic", "--clients", "12", "--no-evaluate-clients", "--rounds", "3", "--local-epochs", "1"]
+RUN = ["run", *QUICK, "--quiet", "--cohort-size", "5", "--method", "G+CL", "--local-rate", "0.1"]
+
+
+@pytest.fixture
+def two_devices(monkeypatch):
+    """For the processes that are started: two devices each, and no number of processes said."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=2")
+    monkeypatch.delenv("FEDHYPER_PROCESSES")
+
+
+def command(arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "fedhyper_jax.cli", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_two_processes_of_two_devices_give_the_result_of_one(two_devices, tmp_path):
+    """Five clients over four devices."""
+    many = command([*RUN, "--strategy", "chunked(2)", "--processes", "2", "--out", str(tmp_path / "many")])
+    assert many.returncode == 0, many.stderr
+    assert "Gloo" not in many.stdout + many.stderr and "2 processes" in many.stdout
+    one = ["--strategy", "chunked(2)", "--processes", "1", "--out", str(tmp_path / "one")]
+    assert command([*RUN, *one], XLA_FLAGS="--xla_backend_optimization_level=0").returncode == 0
+    summary = read_summary(tmp_path / "many")
+    assert summary["processes"] == 2 and summary["strategy"]["used"] == "sharded(chunked(2))"
+    assert summary["environment"]["device"].startswith("4 ×")
+    given, expected = (read_records(tmp_path / name) for name in ("many", "one"))
+    assert [record["round"] for record in given] == [0, 1, 2]
+    for a, b in zip(given, expected, strict=True):
+        for name in set(b) - {"seconds"}:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    assert (tmp_path / "many" / "parameters").is_dir() and list((tmp_path / "many" / "plots").iterdir())
+
+
+def test_a_comparison_shares_its_methods_out(two_devices, tmp_path):
+    out = tmp_path / "compare"
+    grid = ["--methods", "fedavg", "G", "SL", "--local-rates", "0.1", "--seeds", "2", "--quiet", "--out", str(out)]
+    done = command(["launch", "--processes", "2", "compare", *QUICK, *grid, "--strategy", "vectorized"])
+    assert done.returncode == 0, done.stderr
+    methods = [record["method"] for record in read_records(out)]
+    assert methods == ["fedavg"] * 6 + ["G"] * 6 + ["SL"] * 6  # as one process writes them
+    assert [cell["method"] for cell in read_summary(out)["cells"]] == ["fedavg", "G", "SL"]
+
+
+def test_mistakes_are_said_once(two_devices, tmp_path):
+    (tmp_path / "config.toml").write_text('command = "run"\n')
+    done = command([*RUN, "--processes", "2", "--out", str(tmp_path)])
+    assert done.returncode == 2 and done.stderr.count("fedhyper: error") == 1
+    assert "holds a run already" in done.stderr
+
+
+def test_when_one_process_fails_none_is_left_behind(capsys, tmp_path):
+    failing = "import sys; print('out of luck', file=sys.stderr); sys.exit(3)"
+    with (tmp_path / "error").open("w+") as error:
+        started = [
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"]),
+            subprocess.Popen([sys.executable, "-c", failing], stderr=error),
+        ]
+        assert launch._wait(started, [None, error]) == 3
+    assert all(member.poll() is not None for member in started)
+    assert "process 1 of 2 ended early: out of luck" in capsys.readouterr().err
+
+
+def test_the_number_of_processes(monkeypatch):
+    monkeypatch.delenv("FEDHYPER_PROCESSES")
+    monkeypatch.setattr(launch, "cores", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    assert launch.default_processes(10) == 4 and launch.default_processes(3) == 3
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert launch.default_processes(10) == 1
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: name == "libtpu" or None)
+    assert launch.default_processes(10) == 1
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert launch.default_processes(10) == 4
+    monkeypatch.setenv("FEDHYPER_PROCESSES", "7")
+    assert launch.default_processes(3) == 7
+    monkeypatch.setenv("FEDHYPER_PROCESSES", "many")
+    with pytest.raises(ConfigError, match="must be a number"):
+        launch.default_processes(3)
+
+
+def test_a_run_with_other_rates_compiles_nothing(tmp_path):
+    """Rates are data; so the second program is the first one, read from the cache."""
+    places = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "FEDHYPER_PROCESSES": "1"}
+    counts = []
+    for name, rate in (("first", "0.1"), ("second", "0.02")):
+        done = command([*RUN, "--local-rate", rate, "--hyper-rate", rate, "--out", str(tmp_path / name)], **places)
+        assert done.returncode == 0, done.stderr
+        counts.append(read_summary(tmp_path / name)["compilation_cache"])
+    assert counts[0]["misses"] > 0
+    assert counts[1]["misses"] == 0 and counts[1]["hits"] > 0
+    choices = [read_summary(tmp_path / name)["strategy"] for name in ("first", "second")]
+    assert choices[0]["used"] == choices[1]["used"] and choices[1]["timings"] == "of an earlier run"
+
+
+def test_launch_needs_a_command(capsys):
+    assert main(["launch", "--processes", "2"]) == 2
+    assert "launch what?" in capsys.readouterr().err
+    assert main(["launch", "--processes", "0", *RUN]) == 2
+    assert "processes must be at least 1" in capsys.readouterr().err
+
+
+def test_summaries_are_json(tmp_path):
+    """Nothing in them that only this session could read."""
+    assert main([*RUN, "--out", str(tmp_path / "run")]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["strategy"]["asked"] == "auto" and summary["strategy"]["timings"]
