@@ -1,0 +1,135 @@
+"""The jobs that `fedhyper bench` times. Each is one round shape of a federation, made the same way every time.
+
+``mlp`` and ``cnn`` are the jobs that `experiments/benchmark_peers.py` gives to other simulators too: the same data, in
+the same order, over the same clients.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedhyper_jax import models
+from fedhyper_jax.base import Batch, LossFunction, Model, Params
+from fedhyper_jax.data import LocalWork, load, local_epochs, local_steps, pack
+from fedhyper_jax.data.federated import ClientData
+from fedhyper_jax.data.procedural import procedural_logistic
+from fedhyper_jax.losses import cross_entropy
+
+
+class Task(NamedTuple):
+    """What a job comes to when it is made: all that `simulate` needs but the method.
+
+    Attributes:
+      loss_fn: per-example losses.
+      params: initial parameters.
+      data: the federated data set.
+      work: what a client does in a round.
+      local_rate: β^0.
+      example: shape and dtype of one example of each array, for counting the operations of a step.
+    """
+
+    loss_fn: LossFunction
+    params: Params
+    data: ClientData
+    work: LocalWork
+    local_rate: float
+    example: dict[str, jax.ShapeDtypeStruct]
+
+
+class Job(NamedTuple):
+    """A job.
+
+    Attributes:
+      name: as on the command line.
+      description: one line.
+      build: makes it; reads or draws the data.
+      cohort_size: clients a round.
+      strategy: how its cohort is run on one device, unless told otherwise.
+      rounds: timed together unless told otherwise, a second's work or so.
+    """
+
+    name: str
+    description: str
+    build: Callable[[], Task]
+    cohort_size: int
+    strategy: str
+    rounds: int
+
+
+def _task(model: Model, data: ClientData, example: Batch, *, work: LocalWork) -> Task:
+    """With weights of seed 0 and local rate 0.05."""
+    inputs = jnp.zeros((1, *np.shape(example["x"])), example["x"].dtype)
+    return Task(
+        loss_fn=cross_entropy(model),
+        params=jax.jit(model.init)(jax.random.key(0), inputs),
+        data=data,
+        work=work,
+        local_rate=0.05,
+        example={name: jax.ShapeDtypeStruct(np.shape(array), array.dtype) for name, array in example.items()},
+    )
+
+
+def _equal_clients(examples: Batch, clients: int):
+    """Equal runs of rows, client after client, and the first example."""
+    rows = np.arange(len(examples["y"])).reshape(clients, -1)
+    return pack(examples, list(rows)), {name: array[0] for name, array in examples.items()}
+
+
+def _mlp(clients: int = 10_000) -> Task:
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(64, 10)).astype(np.float32)
+    x = rng.normal(size=(clients, 40, 64)).astype(np.float32)
+    y = (x @ weights).argmax(-1).astype(np.int32)
+    data, example = _equal_clients({"x": x.reshape(-1, 64), "y": y.reshape(-1)}, clients)
+    work = local_steps(10, batch_size=20)
+    return _task(models.mlp(10, hidden=(64,)), data, example, work=work)
+
+
+def _cnn() -> Task:
+    images = load("fashion_mnist", standardise=False).train
+    order = np.random.default_rng(0).permutation(len(images["y"]))
+    data, example = _equal_clients({name: array[order] for name, array in images.items()}, 100)
+    work = local_steps(20, batch_size=32)
+    return _task(models.cnn(10), data, example, work=work)
+
+
+def _logistic_1m(population: int = 1_000_000) -> Task:
+    data = procedural_logistic(population, num_features=64, num_classes=10, median_examples=20.0)
+    first = jax.eval_shape(lambda: data.client(jnp.int32(0)).fetch(jnp.arange(1)))
+    example = {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in first.items()}
+    work = local_epochs(1, batch_size=20)
+    return _task(models.logistic(10), data, example, work=work)
+
+
+_ALL = [
+    Job(
+        name="mlp",
+        description="10,000 clients × 40 examples of 64 features, 500 a round, 10 steps of 20, MLP 64-64-10",
+        build=_mlp,
+        cohort_size=500,
+        strategy="chunked(5)",
+        rounds=10,
+    ),
+    Job(
+        name="cnn",
+        description="Fashion-MNIST, 100 clients × 600 images, 10 a round, 20 steps of 32, conv5x5(16)-conv5x5(32)",
+        build=_cnn,
+        cohort_size=10,
+        strategy="sequential",
+        rounds=2,
+    ),
+    Job(
+        name="logistic-1M",
+        description="10⁶ clients made on demand, log-normal sizes of median 20, 500 a round, 1 epoch in batches of 20",
+        build=_logistic_1m,
+        cohort_size=500,
+        strategy="chunked(10)",
+        rounds=10,
+    ),
+]
+
+JOBS: dict[str, Job] = {job.name: job for job in _ALL}
+"""Jobs by name."""
