@@ -74,12 +74,12 @@ def plain_convolutions(jaxpr: ClosedJaxpr | Jaxpr) -> tuple[PlainConvolution, ..
 def warn_of_plain_convolutions(program: ClosedJaxpr | Jaxpr | Callable, *arguments: Any, loss_fn: Any = None) -> None:
     """Emits `SlowConvolutionWarning` if the program has `plain_convolutions` and this process runs on CPU.
 
-    At most once per process for each ``loss_fn``; a second call for one that has been warned of does not trace.
+    Each ``loss_fn`` is looked at once per process; a second call for it does not trace.
 
     Args:
       program: a traced program, or a function to trace with ``jax.make_jaxpr``.
       arguments: of the function; ``jax.ShapeDtypeStruct``s will do.
-      loss_fn: whose warning it is: without it the function's own, or for a traced program that of its convolutions.
+      loss_fn: whose program it is: without it the function's own, or for a traced program that of its convolutions.
 
     Example:
       >>> warn_of_plain_convolutions(lambda x: x + 1, 1.0)  # nothing to warn of
@@ -89,32 +89,23 @@ def warn_of_plain_convolutions(program: ClosedJaxpr | Jaxpr | Callable, *argumen
     traced = isinstance(program, ClosedJaxpr | Jaxpr)
     owner = loss_fn if loss_fn is not None or traced else program
     owner = getattr(owner, "__func__", owner)  # a bound method is another object each time
-    if _has_been_warned_of(owner):
-        return
+    try:
+        if owner in _seen_owners:
+            return
+        _seen_owners.add(owner)
+        seen = False
+    except TypeError:  # None, or something that neither hashes nor takes weak references
+        seen = None
     found = plain_convolutions(program if traced else jax.make_jaxpr(program)(*arguments))
-    if found and _first_warning(owner, found):
+    if seen is None:
+        seen = found in _seen_programs
+        _seen_programs.add(found)
+    if found and not seen:
         warnings.warn(_message(found), SlowConvolutionWarning, stacklevel=2)
 
 
-_warned_owners = weakref.WeakSet()
-_warned_programs = set()
-
-
-def _has_been_warned_of(owner: Any) -> bool:
-    try:
-        return owner in _warned_owners
-    except TypeError:
-        return False
-
-
-def _first_warning(owner: Any, found: tuple[PlainConvolution, ...]) -> bool:
-    try:
-        _warned_owners.add(owner)
-        return True
-    except TypeError:  # None, or something that neither hashes nor takes weak references
-        known = found in _warned_programs
-        _warned_programs.add(found)
-        return not known
+_seen_owners = weakref.WeakSet()
+_seen_programs = set()
 
 
 def _message(found: tuple[PlainConvolution, ...]) -> str:

@@ -110,6 +110,8 @@ class _Bench:
     """Jobs to measure, each in a process of its own; all if none is named."""
     methods: tuple[str, ...] = ("fedavg", "G", "SL", "CL")
     """Methods to run in turn; the others' costs are relative to fedavg."""
+    cohort_size: int | None = None
+    """Clients a round; each job has its own default."""
     strategy: str | None = None
     """How a cohort is run, for all jobs; each job has its own default."""
     rounds: int | None = None
@@ -302,6 +304,9 @@ def _methods(arguments: Sequence[str]) -> None:
             print_method(name)
 
 
+_BENCH_SETTINGS = ("methods", "cohort_size", "strategy", "rounds", "repeats", "out")
+
+
 def _bench(arguments: Sequence[str]) -> None:
     parsed = _parse(_Bench, arguments, "bench", None)
     from fedhyper_jax import launch
@@ -312,11 +317,11 @@ def _bench(arguments: Sequence[str]) -> None:
         for name, job in JOBS.items():
             print(f"{name}: {job.description}")
         return
-    settings = {name: getattr(parsed, name) for name in ("methods", "strategy", "rounds", "repeats", "out")}
+    settings = {name: getattr(parsed, name) for name in _BENCH_SETTINGS}
     try:
         jobs = check_bench(parsed.jobs, **settings)
         if len(jobs) == 1 and not (launch.is_member() or launch.in_cluster):
-            processes = launch.default_processes(JOBS[jobs[0]].cohort_size)
+            processes = launch.default_processes(parsed.cohort_size or JOBS[jobs[0]].cohort_size)
             processes = processes if parsed.processes is None else parsed.processes
             if processes != 1:
                 raise SystemExit(launch.launch(["bench", *arguments], processes))

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from fedhyper_jax import _tree
+from fedhyper_jax._convolutions import warn_of_plain_convolutions
 from fedhyper_jax.base import Batch, LossFunction, Params, PyTree
 from fedhyper_jax.client_rules import ClientFacts, ClientRule
 from fedhyper_jax.data.batches import Batches
@@ -167,6 +168,15 @@ def train_client(
         extra = {"value": gradient, "gradient": gradient, "value_fn": lambda p: p, "global_update": gradient}
         update, state = optimizer.update(gradient, progress.optimizer, progress.position, **extra)
         return _Progress(state, progress.position + rate * update, progress.rate_sum + rate)
+
+    if loop is compiled_loop:
+
+        def looped_gradients(params):
+            rows, mask = batches.at(jnp.zeros((), jnp.int32))
+            gradient = jax.grad(lambda w: batch_loss(w, rows, mask)[0])
+            return lax.fori_loop(0, 2, lambda k, w: gradient(w), params)
+
+        warn_of_plain_convolutions(looped_gradients, params, loss_fn=loss_fn)
 
     zero = jnp.zeros((), rate.dtype)
     start = _Carry(

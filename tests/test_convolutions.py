@@ -4,12 +4,15 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
+from fedhyper_jax import fedavg, local_steps, simulate
 from fedhyper_jax._convolutions import SlowConvolutionWarning, plain_convolutions, warn_of_plain_convolutions
+from fedhyper_jax.data import pack
 from fedhyper_jax.models import cnn, convolution
 
 FAST = ("NHWC", "HWIO", "NHWC")
@@ -251,3 +254,27 @@ def test_silent_where_nothing_is_slow(monkeypatch):
         warn_of_plain_convolutions(pytorch_order, *OPERANDS)
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
         warn_of_plain_convolutions(looped(pytorch_order), *OPERANDS)
+
+
+def test_the_simulator_warns_of_a_users_model(recwarn):
+    """Once, however many rounds and programs; never of the layers that are meant for it."""
+    rng = np.random.default_rng(0)
+    examples = {"x": rng.normal(size=(8, 14, 14, 16)).astype(np.float32), "y": np.zeros(8, np.int32)}
+    clients = pack(examples, [np.arange(4), np.arange(4, 8)])
+
+    def train(apply, params):
+        def loss_fn(params, batch):
+            return jnp.mean(apply(params, batch["x"]) ** 2, (1, 2, 3))
+
+        for rounds in (1, 2):
+            algorithm = fedavg(loss_fn, work=local_steps(2, batch_size=4), local_rate=0.1)
+            simulate(algorithm, jax.random.key(0), algorithm.init(params), clients, rounds=rounds, cohort_size=2)
+
+    plain = linen.Conv(32, (3, 3))
+    params = plain.init(jax.random.key(0), examples["x"])
+    with pytest.warns(SlowConvolutionWarning) as caught:
+        train(plain.apply, params)
+    assert len(caught) == 1 and "CHWN, IHWO -> HWNC" in str(caught[0].message)
+    recwarn.clear()
+    train(lambda params, x: convolution(x, params["params"]["kernel"]), params)
+    assert not recwarn.list

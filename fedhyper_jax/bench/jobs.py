@@ -96,7 +96,8 @@ def _cnn() -> Task:
     return _task(models.cnn(10), data, example, work=work)
 
 
-def _logistic_1m(population: int = 1_000_000) -> Task:
+def logistic_1m(population: int = 1_000_000) -> Task:
+    """Logistic regression on clients that are made when they are drawn."""
     data = procedural_logistic(population, num_features=64, num_classes=10, median_examples=20.0)
     first = jax.eval_shape(lambda: data.client(jnp.int32(0)).fetch(jnp.arange(1)))
     example = {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in first.items()}
@@ -124,7 +125,7 @@ _ALL = [
     Job(
         name="logistic-1M",
         description="10⁶ clients made on demand, log-normal sizes of median 20, 500 a round, 1 epoch in batches of 20",
-        build=_logistic_1m,
+        build=logistic_1m,
         cohort_size=500,
         strategy="chunked(10)",
         rounds=10,

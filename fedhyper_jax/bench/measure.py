@@ -38,6 +38,7 @@ def measure(
     job: Job,
     methods: Sequence[str] = (BASELINE,),
     *,
+    cohort_size: int | None = None,
     strategy: str | None = None,
     rounds: int | None = None,
     repeats: int = 5,
@@ -52,6 +53,7 @@ def measure(
     Args:
       job: a value of `JOBS`, or your own.
       methods: names of methods, e.g. "G+SL".
+      cohort_size: clients a round; the job's own if None.
       strategy: how the cohort is run, see `cohort.parse_strategy`, or "auto" to time the usual ones; the job's own if
         None. Where there are several devices, the cohort is divided between them.
       rounds: in a timed program; the job's own if None.
@@ -79,7 +81,8 @@ def measure(
     """
     asked = job.strategy if strategy is None else strategy
     rounds = job.rounds if rounds is None else rounds
-    check_settings(methods, strategy=asked, rounds=rounds, repeats=repeats)
+    check_settings(methods, cohort_size=cohort_size, strategy=asked, rounds=rounds, repeats=repeats)
+    job = job if cohort_size is None else job._replace(cohort_size=cohort_size)
     start = time.perf_counter()
     task = job.build()
     jax.block_until_ready((task.params, task.data))
@@ -90,7 +93,7 @@ def measure(
     flops = flops_per_client_step(task)
     strategy = _choose(job, task, asked)
     data = place(strategy, task.data)
-    programs = [_compile(job, task, data, method, strategy, rounds) for method in methods]
+    programs = [compile_rounds(job, task, data, method, strategy, rounds) for method in methods]
     runs: list[list[_Run]] = [[] for _ in methods]
     for program in programs:  # the first run is not timed
         program.advance()
@@ -124,11 +127,14 @@ def measure(
     }
 
 
-def check_settings(methods: Sequence[str], *, strategy: str | None, rounds: int | None, repeats: int) -> None:
+def check_settings(
+    methods: Sequence[str], *, cohort_size: int | None, strategy: str | None, rounds: int | None, repeats: int
+) -> None:
     """Raises ValueError for what `measure` would refuse; None is a job's own choice."""
     _validate.positive_integer(repeats=repeats)
-    if rounds is not None:
-        _validate.positive_integer(rounds=rounds)
+    for name, value in {"rounds": rounds, "cohort_size": cohort_size}.items():
+        if value is not None:
+            _validate.positive_integer(**{name: value})
     if not methods or len(set(methods)) < len(methods):
         raise ValueError(f"methods must be one or more different names, got {list(methods)}")
     for method in methods:
@@ -185,7 +191,8 @@ def _choose(job: Job, task: Task, asked: str) -> str:
     return fastest(time_strategies(candidates, one_round, rounds=_LONG_RUN))
 
 
-def _compile(job: Job, task: Task, data: ClientData, method: str, strategy: str, rounds: int) -> _Program:
+def compile_rounds(job: Job, task: Task, data: ClientData, method: str, strategy: str, rounds: int) -> _Program:
+    """Some rounds of a method on a job, compiled."""
     algorithm = _algorithm(task, method, strategy)
     key, state = jax.random.key(1), place(strategy, algorithm.init(task.params))
 

@@ -27,6 +27,7 @@ def bench(
     jobs: Sequence[str] = (),
     *,
     methods: Sequence[str] = ("fedavg", "G", "SL", "CL"),
+    cohort_size: int | None = None,
     strategy: str | None = None,
     rounds: int | None = None,
     repeats: int = 7,
@@ -42,7 +43,7 @@ def bench(
 
     Args:
       jobs: keys of `JOBS`; all if empty.
-      methods, strategy, rounds, repeats: as in `measure`.
+      methods, cohort_size, strategy, rounds, repeats: as in `measure`.
       processes: for each of several jobs; one a core if None.
       out: JSON file, written as a whole after each job; where this is one process of several, by the first.
       report: called with a line before each job.
@@ -59,8 +60,9 @@ def bench(
       Traceback (most recent call last):
       ValueError: unknown job 'mpl'; known: ...
     """
-    jobs = check_bench(jobs, methods=methods, strategy=strategy, rounds=rounds, repeats=repeats, out=out)
-    settings = {"methods": list(methods), "strategy": strategy, "rounds": rounds, "repeats": repeats}
+    settings = {"cohort_size": cohort_size, "strategy": strategy, "rounds": rounds, "repeats": repeats}
+    jobs = check_bench(jobs, methods=methods, **settings, out=out)
+    settings = {"methods": list(methods), **settings}
     results: Results = {
         "command": "bench",
         "environment": environment(),
@@ -72,7 +74,7 @@ def bench(
         report(f"{name}: {JOBS[name].description}")
         try:
             if len(jobs) == 1 or jax.process_count() > 1:
-                measured = measure(JOBS[name], methods, strategy=strategy, rounds=rounds, repeats=repeats)
+                measured = measure(JOBS[name], **settings)
             else:
                 measured = _in_own_process(name, settings, processes)
         except (ValueError, OSError, ImportError) as error:
@@ -87,6 +89,7 @@ def check_bench(
     jobs: Sequence[str],
     *,
     methods: Sequence[str],
+    cohort_size: int | None = None,
     strategy: str | None,
     rounds: int | None,
     repeats: int,
@@ -98,7 +101,7 @@ def check_bench(
         _validate.one_of(JOBS, job=name)
     if len(set(jobs)) < len(jobs):
         raise ValueError(f"jobs must be different names, got {jobs}; name each once")
-    check_settings(methods, strategy=strategy, rounds=rounds, repeats=repeats)
+    check_settings(methods, cohort_size=cohort_size, strategy=strategy, rounds=rounds, repeats=repeats)
     if out is not None:
         _check_out(pathlib.Path(out))
     return jobs
@@ -109,9 +112,9 @@ def _in_own_process(name: str, settings: dict[str, Any], processes: int | None) 
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "bench.json"
         options = ["--methods", *settings["methods"], "--repeats", str(settings["repeats"]), "--quiet"]
-        for option in ("strategy", "rounds"):
+        for option in ("cohort_size", "strategy", "rounds"):
             if settings[option] is not None:
-                options += [f"--{option}", str(settings[option])]
+                options += [f"--{option.replace('_', '-')}", str(settings[option])]
         if processes is not None:
             options += ["--processes", str(processes)]
         # A program read back from JAX's cache would seem to compile at once.
@@ -174,6 +177,7 @@ def print_bench(results: Results, console: Console | None = None) -> None:
         memory, flops = job["memory_mib"]["peak"], job["flops_per_client_step"]
         facts = [
             f"strategy {job['strategy']['used']}",
+            f"{job['cohort_size']:,} of {job['population']:,} clients a round",
             f"{job['client_steps_per_round']:,.0f} client-steps a round",
             f"{job['repeats']} × {job['rounds_per_program']} rounds",
             "peak memory " + ("unknown" if memory is None else f"{memory:,.0f} MiB"),

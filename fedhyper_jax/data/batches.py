@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, UInt32
 
 from fedhyper_jax import _random, _validate
 from fedhyper_jax.data.federated import ClientData, ClientView
@@ -156,6 +156,7 @@ def all_examples(client: ClientView, batch_size: int) -> Batches:
 
 
 _SHORTEST_SHUFFLE = 64
+_LONGEST_PACKED = 8192
 
 
 def _shuffled_epochs(key, size, max_examples: int, work: LocalWork, most_steps) -> Int[Array, " stream"]:
@@ -168,11 +169,8 @@ def _shuffled_epochs(key, size, max_examples: int, work: LocalWork, most_steps) 
     length = work.epochs * max_examples if work.epochs is not None else work.steps * work.batch_size + max_examples
 
     def shuffle(length: int):
-        index = jnp.arange(length, dtype=jnp.int32)
-        divisor = jnp.maximum(size, 1)
         bits = jax.random.bits(key, (length,), jnp.uint32)
-        _, _, position = lax.sort((index // divisor, bits, index % divisor), num_keys=2)
-        return position
+        return _sorted_epochs(bits, jnp.maximum(size, 1))
 
     if most_steps is None or work.epochs is None:
         return shuffle(length)
@@ -185,3 +183,32 @@ def _shuffled_epochs(key, size, max_examples: int, work: LocalWork, most_steps) 
     enough = jnp.searchsorted(jnp.asarray(lengths[:-1]), most_steps * work.batch_size)
     branches = [lambda n=n: jnp.pad(shuffle(n), (0, length - n)) for n in lengths]
     return lax.switch(enough, branches) if len(branches) > 1 else branches[0]()
+
+
+def _sorted_epochs(bits: UInt32[Array, " stream"], size: Int[Array, ""]) -> Int[Array, " stream"]:
+    """Positions sorted by (epoch, random bits, position): each whole epoch of the stream a permutation of its own.
+
+    XLA:CPU sorts one array of numbers some six times faster than three arrays by a comparison of two. So each entry is
+    packed into one number: its epoch on top, its position at the bottom, random bits between. They do not fit at once;
+    sorting by their lower half first and by their upper half next, as radix sort does, is the same.
+    """
+    length = len(bits)
+    index, n = jnp.arange(length, dtype=jnp.uint32), size.astype(jnp.uint32)
+    epoch, position = index // n, index % n
+    if length > _LONGEST_PACKED:
+        return lax.sort((epoch, bits, position), num_keys=2)[2].astype(jnp.int32)
+    position_width, epoch_width = _bit_length(n - 1), _bit_length((length - 1) // n)
+    width = position_width + epoch_width  # at most 16, and so is the half of the random bits that it leaves no room for
+    top = jnp.where(epoch_width > 0, epoch << ((32 - epoch_width) % 32), 0)
+
+    def order(part, position):
+        return lax.sort(top | (part << position_width) | position) & ((jnp.uint32(1) << position_width) - 1)
+
+    first = order(bits & ((jnp.uint32(1) << width) - 1), position)
+    upper = jnp.take(bits, epoch * n + first, mode="clip") >> width
+    second = order(upper, position)
+    return jnp.take(first, epoch * n + second, mode="clip").astype(jnp.int32)
+
+
+def _bit_length(number: UInt32[Array, ""]) -> UInt32[Array, ""]:
+    return 32 - lax.clz(jnp.asarray(number, jnp.uint32))

@@ -191,7 +191,7 @@ def test_peak_memory_counts_what_was_held():
 
 
 def test_a_job_from_clients_made_on_demand():
-    task = jobs._logistic_1m(population=1000)
+    task = jobs.logistic_1m(population=1000)
     job = jobs.JOBS["logistic-1M"]._replace(build=lambda: task, cohort_size=5)
     measured = bench.measure(job, rounds=1, repeats=1)
     assert 5 <= measured["client_steps_per_round"] <= 5 * 50

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedhyper_jax.data import client_batches, hold_out, local_epochs, local_steps, pack, sample_cohort
+from fedhyper_jax.data.batches import _sorted_epochs
 
 
 def federation(sizes, extra=0):
@@ -98,6 +99,22 @@ def test_batches_depend_on_seed_round_and_client_and_epochs_differ(key):
     own = [list(order[:12]).index(row) for row in first]
     neighbour = [list(order[12:]).index(row) for row in drawn(key, 0, data, 1, work)[1][0]]
     assert own != neighbour
+
+
+@pytest.mark.parametrize(
+    ("size", "length"),
+    [(40, 240), (1, 20), (7, 64), (240, 240), (3, 7), (4097, 8192), (1, 8192), (8192, 8192), (9, 9000)],
+)
+@pytest.mark.parametrize("ties", [False, True])
+def test_packed_sorts_are_the_sort_they_stand_for(size, length, ties):
+    """By epoch, then random bits, then position; NumPy's own sort of the three."""
+    bits = np.random.default_rng(size).integers(2**32, size=length, dtype=np.uint32)
+    bits = bits & 0x80030001 if ties else bits
+    index = np.arange(length)
+    expected = (index % size)[np.lexsort((index % size, bits, index // size))]
+    given = np.asarray(jax.jit(_sorted_epochs)(jnp.asarray(bits), jnp.int32(size)))
+    whole = length // size * size
+    np.testing.assert_array_equal(given[:whole], expected[:whole])
 
 
 def test_shuffles_are_uniform(key):

@@ -1,9 +1,12 @@
-"""Pooling against lax.reduce_window and finite differences; ties; leftovers; loops and vmap."""
+"""Pooling against flax (lax.reduce_window) and finite differences; ties; leftovers; loops and vmap."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 from jax import lax
 
 from fedhyper_jax.models import avg_pool, max_pool
@@ -17,14 +20,8 @@ def x64():
         yield
 
 
-def reference_max(x, window):
-    dims = (1, *window, 1)
-    return lax.reduce_window(x, -jnp.inf, lax.max, dims, dims, "VALID")
-
-
-def reference_avg(x, window):
-    dims = (1, *window, 1)
-    return lax.reduce_window(x, 0.0, lax.add, dims, dims, "VALID") / (window[0] * window[1])
+def halved(x):
+    return max_pool(x, (2, 2), strides=(2, 2))
 
 
 def images(*shape):
@@ -33,29 +30,51 @@ def images(*shape):
     return jnp.asarray(values.reshape(shape), jnp.float64)
 
 
-def loss(pool, x, window):
-    y = pool(x, window)
+def loss(pool, x, window, strides, *settings):
+    y = pool(x, window, strides, *settings)
     return jnp.sum(jnp.sin(y) * jnp.arange(1, y.size + 1).reshape(y.shape))
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(max_pool, reference_max), (avg_pool, reference_avg)])
-@pytest.mark.parametrize("window", WINDOWS)
-def test_value_and_gradient_are_those_of_reduce_window(ours, theirs, window):
+CASES = [(window, window, "VALID") for window in WINDOWS]
+CASES += [
+    ((3, 3), (2, 2), "SAME"),
+    ((3, 2), None, "SAME"),
+    ((2, 3), (3, 1), "VALID"),
+    ((1, 1), (2, 3), "SAME"),  # pixels between the windows
+    ((2, 4), (1, 3), ((1, 0), (2, 3))),
+]
+
+
+@pytest.mark.parametrize(("window", "strides", "padding"), CASES)
+def test_value_and_gradient_are_those_of_flax(window, strides, padding):
     x = images(2, 5, 7, 3)
-    np.testing.assert_allclose(ours(x, window), theirs(x, window), rtol=1e-12)
-    np.testing.assert_allclose(
-        jax.jit(jax.grad(loss, 1), static_argnums=(0, 2))(ours, x, window),
-        jax.grad(loss, 1)(theirs, x, window),
-        rtol=1e-12,
-    )
+    settings = window, strides, padding
+    pools = [(max_pool, linen.max_pool), (avg_pool, linen.avg_pool)]
+    pools += [tuple(functools.partial(pool, count_include_pad=False) for pool in pools[1])]
+    for ours, theirs in pools:
+        np.testing.assert_allclose(ours(x, *settings), theirs(x, *settings), rtol=1e-12)
+        gradients = [
+            jax.jit(jax.grad(functools.partial(loss, pool)), static_argnums=(1, 2, 3)) for pool in (ours, theirs)
+        ]
+        np.testing.assert_allclose(*(gradient(x, *settings) for gradient in gradients), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(max_pool, linen.max_pool), (avg_pool, linen.avg_pool)])
+def test_other_ranks_and_integers(ours, theirs):
+    x = images(2, 3, 5, 7, 2)
+    np.testing.assert_allclose(ours(x, (2, 2)), theirs(x, (2, 2)), rtol=1e-12)
+    np.testing.assert_allclose(ours(x[0, 0], (2, 2)), theirs(x[0, 0], (2, 2)), rtol=1e-12)
+    np.testing.assert_allclose(ours(x, (2, 2, 3)), theirs(x, (2, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(ours(x[0], (2,), (2,)), theirs(x[0], (2,), (2,)), rtol=1e-12)
 
 
 @pytest.mark.parametrize("pool", [max_pool, avg_pool])
 def test_gradient_against_finite_differences(pool):
-    x, window, step = images(1, 3, 5, 2), (2, 2), 1e-5
-    gradient = jax.grad(loss, 1)(pool, x, window)
+    x, step = images(1, 3, 4, 2), 1e-5
+    f = jax.jit(lambda x: loss(pool, x, (2, 3), (1, 2), "SAME"))
+    gradient = jax.grad(f)(x)
     for i in np.ndindex(x.shape):
-        difference = loss(pool, x.at[i].add(step), window) - loss(pool, x.at[i].add(-step), window)
+        difference = f(x.at[i].add(step)) - f(x.at[i].add(-step))
         np.testing.assert_allclose(gradient[i], difference / (2 * step), rtol=1e-5, atol=1e-7)
 
 
@@ -64,7 +83,7 @@ def test_ties_get_a_subgradient():
     x = jnp.asarray(np.random.default_rng(0).integers(0, 2, size=(4, 6, 6, 2)), jnp.float64)
 
     def total(x):
-        return max_pool(x).sum()
+        return halved(x).sum()
 
     gradient = jax.grad(total)(x)
     windows = gradient.reshape(4, 3, 2, 3, 2, 2)
@@ -82,13 +101,13 @@ def test_ties_get_a_subgradient():
 
 def test_left_over_rows_and_columns_are_cut_off():
     x = images(1, 5, 7, 1)
-    assert max_pool(x, (2, 3)).shape == (1, 2, 2, 1)
-    gradient = jax.grad(loss, 1)(max_pool, x, (2, 3))
+    assert max_pool(x, (2, 3), (2, 3)).shape == (1, 2, 2, 1)
+    gradient = jax.grad(loss, 1)(max_pool, x, (2, 3), (2, 3))
     assert not gradient[:, 4:].any() and not gradient[:, :, 6:].any()
 
 
 def test_nan_stays_visible():
-    y = max_pool(jnp.zeros((1, 2, 4, 1)).at[0, 1, 1, 0].set(jnp.nan))
+    y = halved(jnp.zeros((1, 2, 4, 1)).at[0, 1, 1, 0].set(jnp.nan))
     assert bool(jnp.isnan(y[0, 0, 0, 0])) and float(y[0, 0, 1, 0]) == 0
 
 
@@ -96,19 +115,25 @@ def test_under_vmap_and_scan():
     x = images(3, 4, 2, 5, 4, 2)
 
     def step(total, x):
-        return total + jax.grad(loss, 1)(max_pool, x, (2, 2)), None
+        return total + jax.grad(loss, 1)(max_pool, x, (3, 2), (2, 2)), None
 
     zeros = jnp.zeros((2, 5, 4, 2))
     looped = jax.jit(jax.vmap(lambda batches: lax.scan(step, zeros, batches)[0]))(x)
-    direct = sum(jax.vmap(lambda b: jax.grad(loss, 1)(reference_max, b, (2, 2)))(x[:, i]) for i in range(4))
+    direct = sum(jax.vmap(lambda b: jax.grad(loss, 1)(linen.max_pool, b, (3, 2), (2, 2)))(x[:, i]) for i in range(4))
     np.testing.assert_allclose(looped, direct, rtol=1e-12)
 
 
 @pytest.mark.parametrize("pool", [max_pool, avg_pool])
 @pytest.mark.parametrize(
-    ("shape", "window", "message"),
-    [((4, 4, 1), (2, 2), "x must be"), ((1, 4, 4, 1), 2, "window"), ((1, 1, 4, 1), (2, 2), "hold no window")],
+    ("shape", "settings", "message"),
+    [
+        ((4, 4), ((2, 2),), "inputs must be"),
+        ((1, 4, 4, 1), (2,), "window_shape"),
+        ((1, 4, 4, 1), ((2, 2), 2), "strides"),
+        ((1, 4, 4, 1), ((2, 2), None, "FULL"), "padding"),
+        ((1, 1, 4, 1), ((2, 2),), "hold no window"),
+    ],
 )
-def test_errors_name_the_argument(pool, shape, window, message):
+def test_errors_name_the_argument(pool, shape, settings, message):
     with pytest.raises(ValueError, match=message):
-        pool(jnp.zeros(shape), window)
+        pool(jnp.zeros(shape), *settings)
