@@ -15,6 +15,7 @@ import importlib
 from importlib.metadata import PackageNotFoundError, version
 
 from fedhyper_jax import (
+    autotune,
     base,
     client_rules,
     cohort,
@@ -28,6 +29,7 @@ from fedhyper_jax import (
     server_optimizers,
     terms,
 )
+from fedhyper_jax._convolutions import SlowConvolutionWarning
 from fedhyper_jax.algorithms import (
     decay_global,
     decay_local,
@@ -84,6 +86,8 @@ __all__ = [
     "Model",
     "RoundInfo",
     "ServerState",
+    "SlowConvolutionWarning",
+    "autotune",
     "base",
     "client_rules",
     "cohort",

@@ -14,6 +14,9 @@ import pytest
 
 from fedhyper_jax.data import pack
 
+# TPUs and GPUs multiply float32 in narrower types by default; what is compared here to 1e-5 must not be.
+jax.config.update("jax_default_matmul_precision", "highest")
+
 collect_ignore = ["reference/fedjax_traces.py"]  # a script for an environment of its own
 if "device_count=4" not in os.environ["XLA_FLAGS"]:
     collect_ignore.append("test_sharded.py")  # test_devices.py runs it, in a process with four devices
