@@ -116,8 +116,11 @@ def main():
 
 
 def compare(given, folder: pathlib.Path) -> None:
-    """All pairs; what is known so far is written after each."""
+    """All pairs; what is known so far is written after each, beside earlier pairs of jobs and peers not asked for."""
     pairs, failures = [], []
+    if given.out.exists():
+        earlier = json.loads(given.out.read_text())["pairs"]
+        pairs = [pair for pair in earlier if pair["job"] not in given.jobs or pair["peer"] not in given.peers]
     for number, job, name in itertools.product(range(given.pairs), given.jobs, given.peers):
         sides = {"theirs": lambda: run_peer(name, job, given, folder), "ours": lambda: run_ours(job, given)}  # noqa: B023
         order = list(sides) if number % 2 == 0 else list(reversed(sides))
