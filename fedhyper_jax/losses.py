@@ -15,10 +15,12 @@ def cross_entropy(model: Model) -> LossFunction:
     .. math:: \ell(w; x, y) = -\log \mathrm{softmax}(f(w, x))_y
 
     Args:
-      model: its ``apply`` returns logits, shape (batch, classes).
+      model: its ``apply`` returns logits, shape (batch, classes); or of sequences (batch, positions..., classes), and
+        then the loss of one is the mean over its positions.
 
     Returns:
-      ``loss_fn(params, {"x": inputs, "y": integer labels}) -> (batch,)``.
+      ``loss_fn(params, {"x": inputs, "y": integer labels}) -> (batch,)``, labels of the shape of the logits without
+      classes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -27,7 +29,16 @@ def cross_entropy(model: Model) -> LossFunction:
       >>> [round(loss, 4) for loss in cross_entropy(model)(jnp.zeros((3, 10)), batch).tolist()]  # log 10
       [2.3026, 2.3026]
     """
-    return with_model(model, optax.losses.softmax_cross_entropy_with_integer_labels)
+
+    def example_loss(logits, labels):
+        return mean_over_positions(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+    return with_model(model, example_loss)
+
+
+def mean_over_positions(values: Float[Array, "batch *positions"]) -> Float[Array, " batch"]:
+    """One value per example: the mean over the positions of a sequence; the values themselves where there are none."""
+    return values if values.ndim == 1 else jnp.mean(values, axis=tuple(range(1, values.ndim)))
 
 
 def squared_error(model: Model) -> LossFunction:

@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from fedhyper_jax.base import Batch, Model, Params
+from fedhyper_jax.losses import mean_over_positions
 
 MetricsFunction = Callable[[Params, Batch], dict[str, Float[Array, " batch"]]]
 """``metrics_fn(params, batch)``: named values, one per example."""
@@ -49,7 +50,7 @@ class Mean(NamedTuple):
 
 
 def classification(model: Model) -> MetricsFunction:
-    """Accuracy (0 or 1) and cross-entropy of each example.
+    """Accuracy (0 or 1) and cross-entropy of each example; of a sequence, the means over its positions.
 
     Example:
       >>> import jax.numpy as jnp
@@ -64,8 +65,8 @@ def classification(model: Model) -> MetricsFunction:
         # Diverged parameters give NaN logits, whose argmax is 0: a right answer for a tenth of the examples. Not here.
         right = (jnp.argmax(logits, axis=-1) == batch["y"]) & jnp.all(jnp.isfinite(logits), axis=-1)
         return {
-            "accuracy": right.astype(jnp.float32),
-            "loss": optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["y"]),
+            "accuracy": mean_over_positions(right.astype(jnp.float32)),
+            "loss": mean_over_positions(optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["y"])),
         }
 
     return metrics_fn

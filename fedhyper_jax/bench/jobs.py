@@ -105,6 +105,27 @@ def logistic_1m(population: int = 1_000_000) -> Task:
     return _task(models.logistic(10), data, example, work=work)
 
 
+def _resnet18(clients: int = 50, width: int = 64) -> Task:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 10, size=clients * 64).astype(np.int32)
+    means = rng.normal(size=(10, 32, 32, 3)).astype(np.float32)
+    x = means[y] + rng.normal(size=(len(y), 32, 32, 3)).astype(np.float32)
+    data, example = _equal_clients({"x": x, "y": y}, clients)
+    return _task(models.resnet18(10, width=width), data, example, work=local_steps(2, batch_size=8))
+
+
+def _char_lstm(clients: int = 100, hidden: int = 256) -> Task:
+    """Text in which each of 80 characters is followed by one of four."""
+    rng = np.random.default_rng(0)
+    followers = rng.integers(0, 80, size=(80, 4))
+    text = [rng.integers(0, 80, size=clients * 50)]
+    for choice in rng.integers(0, 4, size=(80, clients * 50)):
+        text.append(followers[text[-1], choice])
+    text = np.stack(text, axis=1).astype(np.int32)
+    data, example = _equal_clients({"x": text[:, :-1], "y": text[:, 1:]}, clients)
+    return _task(models.char_lstm(80, hidden=hidden), data, example, work=local_steps(5, batch_size=10))
+
+
 _ALL = [
     Job(
         name="mlp",
@@ -129,6 +150,22 @@ _ALL = [
         cohort_size=500,
         strategy="chunked(10)",
         rounds=10,
+    ),
+    Job(
+        name="resnet18",
+        description="50 clients × 64 images of 32×32×3, 2 a round, 2 steps of 8, ResNet-18 with GroupNorm",
+        build=_resnet18,
+        cohort_size=2,
+        strategy="sequential",
+        rounds=1,
+    ),
+    Job(
+        name="char_lstm",
+        description="100 clients × 50 texts of 80 of 80 characters, 10 a round, 5 steps of 10, LSTM 2 × 256",
+        build=_char_lstm,
+        cohort_size=10,
+        strategy="sequential",
+        rounds=1,
     ),
 ]
 

@@ -159,7 +159,7 @@ def test_list(capsys):
     assert main(["bench", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == list(bench.JOBS)
-    assert {"mlp", "cnn", "logistic-1M"} <= set(bench.JOBS)
+    assert {"mlp", "cnn", "logistic-1M", "resnet18", "char_lstm"} <= set(bench.JOBS)
 
 
 BAD = {
@@ -196,6 +196,23 @@ def test_a_job_from_clients_made_on_demand():
     measured = bench.measure(job, rounds=1, repeats=1)
     assert 5 <= measured["client_steps_per_round"] <= 5 * 50
     assert measured["flops_per_client_step"] == pytest.approx(2 * 2 * 20 * 64 * 10, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "shape", "steps"),
+    [
+        ("resnet18", lambda: jobs._resnet18(clients=3, width=2), (32, 32, 3), 2),
+        ("char_lstm", lambda: jobs._char_lstm(clients=3, hidden=4), (80,), 5),
+    ],
+)
+def test_jobs_of_networks(name, build, shape, steps, monkeypatch):
+    monkeypatch.setattr(jax, "jit", lambda init: functools.partial(jax.eval_shape, init))  # shapes are enough
+    task = build()
+    assert task.data.examples["x"].shape[1:] == shape == task.example["x"].shape
+    assert task.work.steps == steps and len(set(task.data.client_sizes.tolist())) == 1
+    assert len(task.data.client_sizes) == 3
+    batch = {key: task.data.examples[key][: task.work.batch_size] for key in ("x", "y")}
+    assert jax.eval_shape(task.loss_fn, task.params, batch).shape == (task.work.batch_size,)
 
 
 def test_peers_get_the_same_job():

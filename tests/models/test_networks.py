@@ -1,6 +1,7 @@
 """Built-in models: sizes, initialisation, dtypes, the same network by plain means, errors, the registry."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,18 @@ import numpy as np
 import pytest
 from jax import lax
 
-from fedhyper_jax.models import MODELS, cnn, logistic, make_model, mlp
+from fedhyper_jax import losses, metrics
+from fedhyper_jax.models import MODELS, char_lstm, cnn, from_linen, logistic, make_model, mlp, networks, resnet18
 
 IMAGES = (2, 28, 28, 1)
+TEXT = (2, 7)
+SMALL = {"resnet18": {"width": 4}, "char_lstm": {"hidden": 6, "layers": 1}}
+
+
+def small(name):
+    """The model of that name, its inputs' shape, and their dtype."""
+    model = make_model(name, 10, **SMALL.get(name, {}))
+    return (model, TEXT, jnp.int32) if name == "char_lstm" else (model, IMAGES, jnp.float32)
 
 
 def initialised(model, shape=IMAGES, dtype=jnp.float32, seed=0):
@@ -39,6 +49,43 @@ def test_parameters_and_output_shape(model, expected):
     assert jax.eval_shape(model.apply, params, jnp.zeros((5, 28, 28, 1))).shape == (5, classes)
 
 
+def norms(channels):
+    return 2 * channels
+
+
+def stage(inputs, outputs):
+    """Two blocks of two 3×3 convolutions, the first with a 1×1 one around where channels change."""
+    shortcut = inputs * outputs + norms(outputs) if inputs != outputs else 0
+    return 9 * inputs * outputs + 3 * 9 * outputs**2 + 4 * norms(outputs) + shortcut
+
+
+@pytest.mark.parametrize("width", [4, 64])
+def test_parameters_of_resnet18(width):
+    model, images = resnet18(10, width=width), jnp.zeros((2, 32, 32, 3))
+    params = jax.eval_shape(model.init, jax.random.key(0), images)
+    widths = [width, width, 2 * width, 4 * width, 8 * width]
+    expected = 27 * width + norms(width) + sum(stage(*pair) for pair in itertools.pairwise(widths)) + 80 * width + 10
+    assert size(params) == expected
+    assert width != 64 or expected == 11_173_962  # the usual ResNet-18 for CIFAR
+    assert jax.eval_shape(model.apply, params, images).shape == (2, 10)
+
+
+def lstm_size(inputs, hidden):
+    return 4 * ((inputs + hidden) * hidden + hidden)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes"), [({}, (80, 8, 256, 2)), ({"embedding": 3, "layers": 1}, (80, 3, 256, 1))]
+)
+def test_parameters_of_char_lstm(settings, sizes):
+    vocabulary, embedding, hidden, layers = sizes
+    model, text = char_lstm(**settings), jnp.zeros(TEXT, jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), text)
+    lstms = lstm_size(embedding, hidden) + (layers - 1) * lstm_size(hidden, hidden)
+    assert size(params) == vocabulary * embedding + lstms + (hidden + 1) * vocabulary
+    assert jax.eval_shape(model.apply, params, text).shape == (*TEXT, vocabulary)
+
+
 def test_colour_images_and_sizes_that_do_not_halve():
     params = jax.eval_shape(cnn(10).init, jax.random.key(0), jnp.zeros((1, 31, 17, 3)))
     assert jax.eval_shape(cnn(10).apply, params, jnp.zeros((2, 31, 17, 3))).shape == (2, 10)
@@ -61,28 +108,33 @@ def test_weights_have_variance_one_over_fan_in_and_are_not_truncated():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_init_depends_on_the_key_and_the_shapes_only(name):
-    model = make_model(name, 10)
-    first, again = initialised(model), model.init(jax.random.key(0), jnp.full(IMAGES, jnp.nan))
+    model, shape, dtype = small(name)
+    other_inputs = jnp.ones(shape, dtype) if name == "char_lstm" else jnp.full(shape, jnp.nan)
+    first, again = initialised(model, shape, dtype), model.init(jax.random.key(0), other_inputs)
     assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, first, again)))
-    shapes_only = model.init(jax.random.key(0), jax.ShapeDtypeStruct((64, *IMAGES[1:]), jnp.float32))
+    shapes_only = model.init(jax.random.key(0), jax.ShapeDtypeStruct((64, *shape[1:]), dtype))
     assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, first, shapes_only)))
-    jitted = jax.jit(model.init)(jax.random.key(0), jnp.zeros(IMAGES))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), first, jitted)
-    other = initialised(model, seed=1)
-    assert not jnp.array_equal(jax.tree.leaves(first)[-1], jax.tree.leaves(other)[-1])
+    jitted = jax.jit(model.init)(jax.random.key(0), jnp.zeros(shape, dtype))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), first, jitted)
+    other = initialised(model, shape, dtype, seed=1)
+    assert not all(jax.tree.leaves(jax.tree.map(jnp.array_equal, first, other)))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_vmapped_init_for_a_sweep_over_seeds(name):
-    model = make_model(name, 10)
-    many = jax.jit(jax.vmap(model.init, (0, None)))(jax.random.split(jax.random.key(0), 3), jnp.zeros(IMAGES))
+    model, shape, dtype = small(name)
+    inputs = jnp.zeros(shape, dtype)
+    many = jax.jit(jax.vmap(model.init, (0, None)))(jax.random.split(jax.random.key(0), 3), inputs)
     assert {leaf.shape[0] for leaf in jax.tree.leaves(many)} == {3}
-    assert size(many) == 3 * size(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(IMAGES)))
+    assert size(many) == 3 * size(jax.eval_shape(model.init, jax.random.key(0), inputs))
 
 
-@pytest.mark.parametrize("name", MODELS)
+IMAGE_MODELS = [name for name in MODELS if name != "char_lstm"]
+
+
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_parameters_follow_the_inputs_dtype(name):
-    model = make_model(name, 10)
+    model = small(name)[0]
     with jax.enable_x64(True):
         for inputs, expected in [(jnp.float64, jnp.float64), (jnp.float32, jnp.float32), (jnp.uint8, jnp.float32)]:
             images = jax.ShapeDtypeStruct(IMAGES, inputs)
@@ -91,9 +143,9 @@ def test_parameters_follow_the_inputs_dtype(name):
             assert jax.eval_shape(model.apply, params, images).dtype == expected
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_integer_images_are_not_scaled(name):
-    model, pixels = make_model(name, 10), np.random.default_rng(0).integers(0, 256, IMAGES).astype(np.uint8)
+    model, pixels = small(name)[0], np.random.default_rng(0).integers(0, 256, IMAGES).astype(np.uint8)
     params = initialised(model, dtype=jnp.uint8)
     np.testing.assert_array_equal(model.apply(params, pixels), model.apply(params, pixels.astype(np.float32)))
 
@@ -128,9 +180,76 @@ def test_mlp_is_the_plain_network():
     np.testing.assert_allclose(model.apply(params, x), h @ last["kernel"] + last["bias"], rtol=1e-5, atol=1e-6)
 
 
+def plain_block(params, x, stride):
+    def norm(x, name):
+        groups = x.reshape(*x.shape[:3], 2, -1)
+        mean, variance = groups.mean((1, 2, 4), keepdims=True), groups.var((1, 2, 4), keepdims=True)
+        return ((groups - mean) / jnp.sqrt(variance + 1e-5)).reshape(x.shape) * params[name]["scale"] + params[name][
+            "bias"
+        ]
+
+    def conv(x, name, stride, pad):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        kernel, pads = params[name]["kernel"], ((pad, pad),) * 2
+        return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=dimensions)
+
+    y = norm(conv(jax.nn.relu(norm(conv(x, "conv_0", stride, 1), "norm_0")), "conv_1", 1, 1), "norm_1")
+    return jax.nn.relu(y + (norm(conv(x, "conv_shortcut", stride, 0), "norm_shortcut") if stride == 2 else x))
+
+
+@pytest.mark.parametrize(("channels", "stride"), [(4, 1), (8, 2)])
+def test_a_block_of_resnet18_is_the_plain_one_in_value_and_gradient(channels, stride):
+    with jax.enable_x64(True):
+        block, x = networks._Block(channels, stride, 2), jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 5, 4)))
+        params = jax.tree.map(lambda leaf: leaf + 0.1, block.init(jax.random.key(0), x)["params"])
+        applies = (lambda p: block.apply({"params": p}, x), lambda p: plain_block(p, x, stride))
+        values = [jax.jit(jax.value_and_grad(lambda p, f=f: jnp.sum(jnp.sin(f(p)))))(params) for f in applies]
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-10), *values)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "char_lstm"])
+def test_gradients_are_finite_and_reach_every_parameter(name):
+    model, shape, dtype = small(name)
+    if name == "resnet18":  # two stages of one block, which compile faster than four of two
+        model, shape = from_linen(networks._ResNet(10, 4, 2, (1, 1))), (2, 5, 4, 3)
+    inputs = jnp.asarray(np.random.default_rng(0).integers(0, 10, shape), dtype)
+    batch = {"x": inputs, "y": jnp.arange(2) if name == "resnet18" else inputs[:, ::-1]}
+    params = jax.jit(model.init)(jax.random.key(0), inputs)
+    gradient = jax.jit(jax.grad(lambda p: losses.cross_entropy(model)(p, batch).mean()))(params)
+    assert all(jnp.isfinite(leaf).all() and leaf.any() for leaf in jax.tree.leaves(gradient))
+
+
+def test_the_loss_of_a_sequence_is_the_mean_over_its_positions():
+    model = small("char_lstm")[0]
+    text = jnp.asarray(np.random.default_rng(0).integers(0, 10, (3, 8)))
+    batch = {"x": text[:, :-1], "y": text[:, 1:]}
+    params = model.init(jax.random.key(0), text)
+    logits = model.apply(params, batch["x"])
+    expected = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["y"][..., None], 2)[..., 0].mean(1)
+    np.testing.assert_allclose(losses.cross_entropy(model)(params, batch), expected, rtol=1e-5)
+    values = metrics.classification(model)(params, batch)
+    np.testing.assert_allclose(values["loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(values["accuracy"], (logits.argmax(-1) == batch["y"]).mean(1), rtol=1e-6)
+
+
+def test_later_characters_change_no_earlier_logits():
+    model = small("char_lstm")[0]
+    text = jnp.arange(7)[None] % 10
+    params = model.init(jax.random.key(0), text)
+    changed = model.apply(params, text.at[0, 4].set(9)) != model.apply(params, text)
+    assert not changed[0, :4].any() and changed[0, 4:].any(-1).all()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: resnet18(10, width=7), "groups must divide width"),
+        (lambda: resnet18(10, groups=0), "groups must"),
+        (lambda: initialised(resnet18(10), (2, 28, 28)), "give grey images their channel axis"),
+        (lambda: char_lstm(layers=0), "layers"),
+        (lambda: initialised(char_lstm(), (7,), jnp.int32), "inputs must be integers"),
+        (lambda: initialised(char_lstm(), (2, 7), jnp.float32), "integer"),
+        (lambda: make_model("char_lstm", 10, width=3), "known: embedding, hidden, layers"),
         (lambda: logistic(0), "num_classes"),
         (lambda: mlp(10, hidden=64), "hidden must be a sequence"),
         (lambda: mlp(10, hidden=(64, 0)), r"hidden\[1\]"),
