@@ -1,8 +1,8 @@
 """Finds the convolutions of a traced program that XLA:CPU will run as a naive loop, and says so once.
 
 XLA:CPU has one fast convolution kernel, for NHWC images and an HWIO kernel. It brings other forms into this one only in
-the entry computation: in the body of a loop they stay as they are. Measured on one AVX-512 core with JAX 0.10.2 (the
-tables and their commands are in docs/layers.md): such a loop does about 3 GFLOP/s, the fast kernel up to 80.
+the entry computation: in the body of a loop they stay as they are (docs/layers.md). Measured on one AVX-512 core with
+JAX 0.10.2: such a loop does about 3 GFLOP/s, the fast kernel up to 80.
 
 - Any order of dimensions but the fast one is slow, for inputs of one, two or three spatial dimensions and of every
   floating dtype; both gradients that JAX derives of a convolution have another order.

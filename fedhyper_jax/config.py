@@ -57,13 +57,17 @@ class ModelConfig:
     """Which model. Settings left out take the model's own defaults."""
 
     name: Annotated[str, tyro.conf.arg(name="model")] = "mlp"
-    """logistic, mlp or cnn."""
+    """logistic, mlp, cnn or resnet18."""
     hidden: tuple[int, ...] | None = None
     """Of mlp and cnn: sizes of the hidden dense layers."""
     channels: tuple[int, ...] | None = None
     """Of cnn: outputs of each convolution."""
     kernel_size: int | None = None
     """Of cnn: height and width of the kernels."""
+    width: int | None = None
+    """Of resnet18: channels of the first stage."""
+    groups: int | None = None
+    """Of resnet18: groups of every normalisation."""
     compute_dtype: str | None = None
     """bfloat16: products inside the model in that type; parameters, rates and inner products stay float32."""
 

@@ -6,6 +6,8 @@ import os
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # Commands started from tests are one process, unless a test says otherwise.
 os.environ["FEDHYPER_PROCESSES"] = "1"
+# JAX 0.10.2 died once of a segmentation fault while it stored a program among hundreds of others of one test process.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import chex
 import jax

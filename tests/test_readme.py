@@ -79,6 +79,9 @@ def test_the_shell_commands(command, tmp_path, monkeypatch):
         assert main(["run", "--data", "digits", "--rounds", "2", "--quiet", "--out", "runs/demo"]) == 0
     if arguments[0] == "run":
         arguments += ["--rounds", "2", "--quiet"]
+    if arguments[0] == "bench":
+        arguments += ["--methods", "fedavg", "--rounds", "1", "--repeats", "1", "--processes", "1"]
+        arguments.remove("cnn")
     if arguments[0] == "compare":
         if "fashion_mnist" in arguments:
             arguments[arguments.index("fashion_mnist")] = "digits"  # the real files: tests/test_fashion_mnist.py

@@ -104,6 +104,7 @@ def test_the_number_of_processes(monkeypatch):
 def test_a_run_with_other_rates_compiles_nothing(tmp_path):
     """Rates are data; so the second program is the first one, read from the cache."""
     places = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "FEDHYPER_PROCESSES": "1"}
+    places["JAX_ENABLE_COMPILATION_CACHE"] = "true"
     counts = []
     for name, rate in (("first", "0.1"), ("second", "0.02")):
         done = command([*RUN, "--local-rate", rate, "--hyper-rate", rate, "--out", str(tmp_path / name)], **places)
