@@ -2,6 +2,8 @@ import dataclasses
 import math
 import typing
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from fedhyper_jax.config import (
@@ -19,6 +21,7 @@ from fedhyper_jax.config import (
     load_config,
     to_toml,
 )
+from fedhyper_jax.experiment import make_model
 from fedhyper_jax.presets import PRESETS, preset_config
 
 ODD = RunConfig(
@@ -41,6 +44,17 @@ def test_toml_gives_back_exactly_what_was_written(config):
     text = to_toml(config, preset="any")
     assert from_toml(text) == config
     assert to_toml(from_toml(text), preset="any") == text
+
+
+def test_every_model_is_made_with_the_settings_of_its_own():
+    wide = make_model(ModelConfig(name="resnet18", width=4, groups=2), 3)
+    params = jax.eval_shape(wide.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    assert params["stem"]["kernel"].shape == (3, 3, 3, 4)
+    assert params["dense_0"]["kernel"].shape == (32, 3)
+    with pytest.raises(ValueError, match="'resnet18' has no setting hidden"):
+        make_model(ModelConfig(name="resnet18", hidden=(3,)), 3)
+    with pytest.raises(ValueError, match="'logistic' has no setting width"):
+        make_model(ModelConfig(name="logistic", width=4), 3)
 
 
 def test_optional_fields_default_to_none_since_toml_has_no_null():
