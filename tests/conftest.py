@@ -2,10 +2,10 @@
 
 import os
 
-# Compilation is most of the time that so small models take, and XLA's older and simpler way to write loops compiles
+# Compiling is most of the time that so small models take, and XLA's older and simpler way to write loops compiles
 # three times as fast; `XLA_FLAGS= make test` compiles as users do.
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-os.environ.setdefault("XLA_FLAGS", QUICK)
+QUICK = ("backend_optimization_level=0", "cpu_use_fusion_emitters=false", "cpu_parallel_codegen_split_count=1")
+os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{flag}" for flag in QUICK))
 # Commands started from tests are one process, unless a test says otherwise.
 os.environ["FEDHYPER_PROCESSES"] = "1"
 # Nothing that tests compile is worth keeping on disk; test_launch.py switches the cache on where it is the subject.
