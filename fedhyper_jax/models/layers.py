@@ -145,10 +145,30 @@ def _convolve(window: _Window, x: Array, kernel: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _kernel_gradient(window: _Window, size: Pair, x: Array, g: Array) -> Array:
-    # dW[a] = Σ_i x̃[s·i + d·a − p] g[i]: the convolution of x̃ by g as a kernel of m taps, dilated by s, at stride d,
-    # with p before; the padding q after makes its output k long: ((n−1)e + 1) + p + q − ((m−1)s + 1) = (k−1)d.
     if _takes_im2col(x.shape, window):
         return _im2col_kernel_gradient(window, size)(x, g)
+    at_once = functools.partial(_direct_kernel_gradient, window, size)
+    return lax.platform_dependent(x, g, cpu=functools.partial(_in_parts, at_once), default=at_once)
+
+
+def _in_parts(product: Callable, x: Array, g: Array) -> Array:
+    """``product(x, g)``, a sum over examples, in parts of so few that the part of g stays in a core's cache.
+
+    The fast kernel passes over g, which is its kernel here, once for every few of x's channels and taps.
+    """
+    # CPUs of these years have 512 KiB of L2 or more a core. Batch 32, 5×5 kernels, 14×14 images, ms at once / in parts:
+    # 16 to 32 channels 3.1 / 2.0, 32 to 64 14.6 / 7.9; 3×3, 32 to 64 7.5 / 3.7 (AVX2, 512 KiB, JAX 0.10.2).
+    divisors = [n for n in range(1, len(g) + 1) if len(g) % n == 0]
+    most = max((n for n in divisors if n * g.nbytes <= 2**18 * len(g)), default=min(1, len(g)))
+    if most == len(g):
+        return product(x, g)
+    parts = [array.reshape(-1, most, *array.shape[1:]) for array in (x, g)]
+    return lax.map(lambda part: product(*part), parts).sum(0)
+
+
+def _direct_kernel_gradient(window: _Window, size: Pair, x: Array, g: Array) -> Array:
+    # dW[a] = Σ_i x̃[s·i + d·a − p] g[i]: the convolution of x̃ by g as a kernel of m taps, dilated by s, at stride d,
+    # with p before; the padding q after makes its output k long: ((n−1)e + 1) + p + q − ((m−1)s + 1) = (k−1)d.
     pads = tuple(
         (p, (k - 1) * d + (m - 1) * s - (n - 1) * e - p)
         for n, m, k, s, (p, _), e, d in zip(x.shape[1:3], g.shape[1:3], size, *window[:4], strict=True)
@@ -158,7 +178,7 @@ def _kernel_gradient(window: _Window, size: Pair, x: Array, g: Array) -> Array:
     x = x.reshape(*x.shape[:3], window.groups, -1).transpose(4, 1, 2, 3, 0)
     x = x.reshape(*x.shape[:3], -1)
     swapped = _Window(window.kernel_dilation, pads, window.input_dilation, window.strides, window.groups)
-    return _convolve(swapped, x, g.transpose(1, 2, 0, 3)).transpose(1, 2, 0, 3)
+    return _direct(swapped)(x, g.transpose(1, 2, 0, 3)).transpose(1, 2, 0, 3)
 
 
 def _input_gradient(window: _Window, size: Pair, kernel: Array, g: Array) -> Array:
