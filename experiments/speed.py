@@ -268,7 +268,7 @@ def measure_precision() -> None:
                 execute([*FEDHYPER, "run", *options, "--seed", seed, "--compute-dtype", dtype, "--out", out])
                 summary = json.loads(pathlib.Path(out, "summary.json").read_text())
                 records = [json.loads(line) for line in pathlib.Path(out, "metrics.jsonl").read_text().splitlines()]
-                accuracy = [r["test_accuracy"] for r in records if r.get("test_accuracy") is not None][-1]
+                accuracy = [r["accuracy"] for r in records if r["accuracy"] is not None][-1]
                 speed = summary["seconds"]["steady_rounds_per_second"] * 10 * 20
                 runs.append({"dtype": dtype, "seed": seed, "accuracy": accuracy, "client_steps_per_second": speed})
                 save("precision", {"command": " ".join(map(str, options)), "runs": runs})
@@ -278,8 +278,7 @@ def measure_precision() -> None:
 
 
 GROUPS = (
-    ("matrix products", r"^dot|ynn_fusion|^custom-call.*matmul|onednn"),
-    ("convolutions", r"conv"),
+    ("matrix products and convolutions", r"^dot|ynn_fusion|^custom-call.*matmul|onednn|^conv(?!ert)"),
     ("shuffles (sort)", r"^sort"),
     ("pooling and windows", r"reduce-window|select-and-scatter"),
     ("gathers of examples", r"gather"),
@@ -448,7 +447,7 @@ def draw_scale(points: list[dict]) -> None:
         memory = ax.twinx()
         memory.semilogx(x, [point["memory_mib"]["peak"] for point in chosen], "s--", color="#D55E00")
         memory.set_ylabel("peak memory, MiB", color="#D55E00")
-        memory.set_ylim(0, None)
+        memory.set_ylim(0, 1.2 * max(point["memory_mib"]["peak"] for point in points))
         ax.grid(alpha=0.3)
     figure.savefig(FOLDER / "scale.png", dpi=150)
 
