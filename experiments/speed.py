@@ -258,7 +258,7 @@ def measure_steady() -> dict:
 def measure_precision() -> None:
     """The same runs in both types."""
     runs = []
-    options = ["--data", "fashion_mnist", "--model", "cnn", "--cohort-size", 10, "--local-steps", 20, "--rounds", 30]
+    options = ["--data", "fashion_mnist", "--model", "cnn", "--cohort-size", 10, "--local-steps", 20, "--rounds", 20]
     options += ["--eval-every", 10, "--no-evaluate-clients", "--method", "G", "--local-rate", 0.05, "--quiet"]
     options += ["--with-replacement", "--strategy", "sequential"]
     with tempfile.TemporaryDirectory() as folder:
