@@ -501,7 +501,7 @@ def draw_traces(traces: list[dict], index: int, path: pathlib.Path) -> None:
             if name != "accuracy":
                 axes[row, column].set_yscale("log")
     for column, population in enumerate(POPULATIONS):
-        axes[0, column].set_title(f"{population:,} clients, {TRACED[population]} a round")
+        axes[0, column].set_title(f"{population:,} clients,\n{TRACED[population]:,} a round")
         axes[-1, column].set_xlabel("round")
     for row, (_, title) in enumerate(rows):
         axes[row, 0].set_ylabel(title)
