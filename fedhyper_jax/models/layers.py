@@ -157,10 +157,9 @@ def _in_parts(product: Callable, x: Array, g: Array) -> Array:
 
     The fast kernel passes over g, which is its kernel here, once for every few of x's channels and taps.
     """
-    # CPUs of these years have 512 KiB of L2 or more a core. Batch 32, 5×5 kernels, 14×14 images, ms at once / in parts:
-    # 16 to 32 channels 3.1 / 2.0, 32 to 64 14.6 / 7.9; 3×3, 32 to 64 7.5 / 3.7 (AVX2, 512 KiB, JAX 0.10.2).
+    # 256 KiB: CPUs of these years have 512 KiB of L2 or more a core. docs/layers.md has parts of other sizes, measured.
     divisors = [n for n in range(1, len(g) + 1) if len(g) % n == 0]
-    most = max((n for n in divisors if n * g.nbytes <= 2**18 * len(g)), default=min(1, len(g)))
+    most = max((n for n in divisors if n * g.nbytes <= 2**18 * len(g)), default=1)
     if most == len(g):
         return product(x, g)
     parts = [array.reshape(-1, most, *array.shape[1:]) for array in (x, g)]

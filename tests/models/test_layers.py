@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from fedhyper_jax.models import convolution
+from fedhyper_jax.models import convolution, layers
 
 WINDOWS = [
     ((3, 3), (1, 1), "SAME", (1, 1)),  # kernel, strides, padding, dilation
@@ -224,6 +224,35 @@ def test_shared_kernels_need_no_loop():
     x, kernel = jnp.zeros((5, 2, 6, 6, 4)), jnp.zeros((3, 3, 4, 8))
     text = jax.jit(jax.vmap(convolution, (0, None))).lower(x, kernel).as_text()
     assert "stablehlo.while" not in text and text.count("stablehlo.convolution") == 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "groups", "examples"),
+    [
+        (6, 24, 1, 3),  # of 72 KiB an example: 3 of them fit into 256 KiB
+        (6, 24, 2, 3),
+        (5, 24, 1, 1),  # 5 divides by nothing smaller but 1
+        (2, 48, 1, 1),  # one example is too large already
+        (4, 8, 1, 4),  # all fit: no parts
+    ],
+)
+def test_gradients_towards_kernels_come_in_parts_of_the_batch(monkeypatch, batch, size, groups, examples):
+    seen = set()
+    at_once = layers._direct_kernel_gradient
+
+    def recorded(window, kernel_size, x, g):
+        assert len(x) == len(g)
+        seen.add(len(g))
+        return at_once(window, kernel_size, x, g)
+
+    monkeypatch.setattr(layers, "_direct_kernel_gradient", recorded)
+    x, kernel = normal(0, batch, size, size, 4), normal(1, 3, 3, 4 // groups, 16)
+    ours, theirs = (gradients(functools.partial(f, groups=groups)) for f in (convolution, reference))
+    close(ours(x, kernel), theirs(x, kernel))
+    assert examples in seen and seen <= {examples, batch}  # the whole batch is the other platforms' branch
+    clients = jnp.stack([x, 2 * x]), jnp.stack([kernel, -kernel])
+    one_by_one = [theirs(*client) for client in zip(*clients, strict=True)]
+    close(jax.vmap(ours)(*clients), jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one))
 
 
 def test_common_dtype_and_numpy_operands():
