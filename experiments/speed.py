@@ -372,12 +372,52 @@ def bench_tables(results: dict) -> list[str]:
     return lines
 
 
-def peers_section() -> list[str]:
+PEER_TARGETS = {
+    ("mlp", "fedjax"): 9,
+    ("mlp", "torch"): 28,
+    ("cnn", "torch"): 1.3,
+    ("cnn", "fedjax"): 6,
+    ("cnn", "flower"): 6,
+}
+
+
+def targets_section() -> list[str]:
+    """What was aimed at and what came of it, all from the measurements."""
+    peers, jobs, sweeps, scale = load_peers(), load("jobs"), load("sweeps"), load("scale")
+    ratios = {(row["job"], row["peer"]): row for row in peers["ratios"]} if peers else {}
+    rows = []
+    for (job, peer), aim in PEER_TARGETS.items():
+        if row := ratios.get((job, peer)):
+            measured = row["ratio"]["median"]
+            rows.append((f"`{job}` ≥ {aim} × {peer}", f"{number(measured)} ({row['pairs']} pairs)", measured >= aim))
+    cnn = {m["method"]: m for job in (jobs or {"jobs": []})["jobs"] if job["job"] == "cnn" for m in job["methods"]}
+    for method, aim in {"G": 5, "SL": 5, "CL": 15}.items():
+        if method in cnn:
+            cost = 100 * cnn[method]["cost_over_fedavg"]["wall"]["median"]
+            rows.append((f"{method} costs ≤ {aim} % over FedAvg on `cnn`", f"{cost:+.1f} %", cost <= aim))
+    if sweeps and sweeps["steady"]:
+        for title, slow, quick, aim in (
+            ("16 commands", sweeps["whole"]["commands"], sweeps["whole"]["sweep"], 3),
+            ("16 calls of one compiled run", sweeps["steady"]["one by one"], sweeps["steady"]["sweep"], 1.3),
+        ):
+            measured = statistics.median(a / b for a, b in zip(slow, quick, strict=True))
+            rows.append((f"a sweep ≥ {aim} × {title}", f"{measured:.2f} ({len(quick)} pairs)", measured >= aim))
+    if scale:
+        mib = scale["largest"]["jobs"][0]["memory_mib"]["peak"]
+        rows.append(("10,000 clients a round of `logistic-1M` within 4 GiB", f"{mib / 1024:.1f} GiB", mib <= 4096))
+    lines = ["## Targets", "", "| target | median measured | |", "|---|---|---|"]
+    return lines + [f"| {aim} | {got} | {'met' if met else '**missed**'} |" for aim, got, met in rows] + [""]
+
+
+def load_peers() -> dict | None:
     path = RESULTS / "benchmark_peers.json"
-    lines = ["## Against the peers", ""]
-    if not path.exists():
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def peers_section() -> list[str]:
+    lines, results = ["## Against the peers", ""], load_peers()
+    if results is None:
         return [*lines, "Not measured yet.", ""]
-    results = json.loads(path.read_text())
     lines += ["| job | peer | our speed over its | its client-steps/s | ours | pairs |", "|---|---|---|---|---|---|"]
     for row in results["ratios"]:
         ratio = "**{median:.2f}** ({min:.2f}–{max:.2f})".format(**row["ratio"])
@@ -584,7 +624,7 @@ def page() -> str:
             "TPU was at hand: nothing here has been measured on one.",
             "",
         ]
-    lines += peers_section()
+    lines += [*targets_section(), *peers_section()]
     lines += ["## Every job and what a scheduler costs", ""]
     lines += bench_tables(jobs) if jobs else ["Not measured yet.", ""]
     lines += bench_tables(several) if several else []

@@ -1,5 +1,6 @@
 """Every snippet of the README runs, and does what the text around it says."""
 
+import json
 import pathlib
 import re
 import shlex
@@ -12,6 +13,7 @@ import pytest
 from fedhyper_jax import data, models, simulate
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+RESULTS = pathlib.Path(__file__).parents[1] / "experiments" / "results"
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 COMMANDS = [
     shlex.split(line, comments=True)
@@ -87,6 +89,40 @@ def test_the_shell_commands(command, tmp_path, monkeypatch):
             arguments[arguments.index("fashion_mnist")] = "digits"  # the real files: tests/test_fashion_mnist.py
         arguments += ["--rounds", "2", "--quiet", "--methods", "fedavg", "CL", "--local-rates", "0.01", "--seeds", "1"]
     assert main(arguments) == 0
+
+
+def test_speeds_are_the_measured_ones():
+    """The table under "How fast" against what experiments/benchmark_peers.py wrote."""
+    results = json.loads((RESULTS / "benchmark_peers.json").read_text())
+    titles = {"torch": "plain PyTorch loop", "fedjax": "FedJAX", "pfl": "pfl-research", "flower": "Flower + Ray"}
+    measured = {(row["job"], titles.get(row["peer"])): row["ratio"] for row in results["ratios"]}
+    rows = re.findall(r"^\| ([^|]*) \| ([\d.]+ \(.*?\)) \| ([^|]*) \|$", README, flags=re.M)
+    assert [title for title, _, _ in rows] == list(titles.values())
+    for title, *cells in rows:
+        for job, cell in zip(("mlp", "cnn"), cells, strict=True):
+            ratio = measured.get((job, title))
+            if ratio is None:
+                assert cell == "not measured"
+                continue
+            digits = 1 if "." in cell else 0
+            values = [f"{ratio[name]:.{digits}f}" for name in ("median", "min", "max")]
+            assert cell == "{} ({}–{})".format(*values), title
+
+
+def test_costs_and_scale_are_the_measured_ones():
+    jobs = {job["job"]: job for job in json.loads((RESULTS / "speed" / "jobs.json").read_text())["jobs"]}
+
+    def cost(job, method):
+        (own,) = (m for m in jobs[job]["methods"] if m["method"] == method)
+        return 100 * own["cost_over_fedavg"]["wall"]["median"]
+
+    assert "G, SL and CL cost at most 1 % over FedAvg on\n`cnn` (CL 37 % on `mlp`)" in README
+    assert max(cost("cnn", method) for method in ("G", "SL", "CL")) <= 1
+    assert round(cost("mlp", "CL")) == 37
+    largest = json.loads((RESULTS / "speed" / "scale.json").read_text())["largest"]["jobs"][0]
+    (seconds,) = (m["round_seconds"]["median"] for m in largest["methods"] if m["method"] == "fedavg")
+    said = f"take {seconds:.2f} s and {largest['memory_mib']['peak'] / 1024:.1f} GiB"
+    assert said in README
 
 
 def test_make_targets_exist():
