@@ -102,7 +102,8 @@ def measure_point(population: int, cohort: int) -> dict:
     from fedhyper_jax.bench import JOBS, measure
     from fedhyper_jax.bench.jobs import logistic_1m
 
-    job = JOBS["logistic-1M"]._replace(build=functools.partial(logistic_1m, population))
+    build = functools.partial(logistic_1m, population)
+    job = JOBS["logistic-1M"]._replace(build=build, clients=f"{population:,} clients made on demand")
     return measure(job, ["SL"], cohort_size=cohort, rounds=max(1, 1_000 // cohort), repeats=5)
 
 
@@ -184,7 +185,7 @@ def measure_sweeps() -> None:
     whole = {"sweep": [], "commands": []}
     with tempfile.TemporaryDirectory() as folder:
         cache = {"XDG_CACHE_HOME": folder}  # empty at first, and as users find it from the second command on
-        for repeat in range(3):
+        for repeat in range(5):
             start = time.perf_counter()
             execute([sys.executable, __file__, "sweep"])
             whole["sweep"].append(time.perf_counter() - start)

@@ -44,7 +44,8 @@ class Job(NamedTuple):
 
     Attributes:
       name: as on the command line.
-      description: one line.
+      clients: what is drawn from, in words.
+      training: what a client does in a round, and with which model, in words.
       build: makes it; reads or draws the data.
       cohort_size: clients a round.
       strategy: how its cohort is run on one device, unless told otherwise.
@@ -52,11 +53,17 @@ class Job(NamedTuple):
     """
 
     name: str
-    description: str
+    clients: str
+    training: str
     build: Callable[[], Task]
     cohort_size: int
     strategy: str
     rounds: int
+
+    @property
+    def description(self) -> str:
+        """One line."""
+        return f"{self.clients}, {self.cohort_size:,} a round, {self.training}"
 
 
 def _task(model: Model, data: ClientData, example: Batch, *, work: LocalWork) -> Task:
@@ -129,7 +136,8 @@ def _char_lstm(clients: int = 100, hidden: int = 256) -> Task:
 _ALL = [
     Job(
         name="mlp",
-        description="10,000 clients × 40 examples of 64 features, 500 a round, 10 steps of 20, MLP 64-64-10",
+        clients="10,000 clients × 40 examples of 64 features",
+        training="10 steps of 20, MLP 64-64-10",
         build=_mlp,
         cohort_size=500,
         strategy="chunked(5)",
@@ -137,7 +145,8 @@ _ALL = [
     ),
     Job(
         name="cnn",
-        description="Fashion-MNIST, 100 clients × 600 images, 10 a round, 20 steps of 32, conv5x5(16)-conv5x5(32)",
+        clients="Fashion-MNIST, 100 clients × 600 images",
+        training="20 steps of 32, conv5x5(16)-conv5x5(32)",
         build=_cnn,
         cohort_size=10,
         strategy="sequential",
@@ -145,7 +154,8 @@ _ALL = [
     ),
     Job(
         name="logistic-1M",
-        description="10⁶ clients made on demand, log-normal sizes of median 20, 500 a round, 1 epoch in batches of 20",
+        clients="10⁶ clients made on demand, log-normal sizes of median 20",
+        training="1 epoch in batches of 20, logistic regression 64-10",
         build=logistic_1m,
         cohort_size=500,
         strategy="chunked(10)",
@@ -153,7 +163,8 @@ _ALL = [
     ),
     Job(
         name="resnet18",
-        description="50 clients × 64 images of 32×32×3, 2 a round, 2 steps of 8, ResNet-18 with GroupNorm",
+        clients="50 clients × 64 images of 32×32×3",
+        training="2 steps of 8, ResNet-18 with GroupNorm",
         build=_resnet18,
         cohort_size=2,
         strategy="sequential",
@@ -161,7 +172,8 @@ _ALL = [
     ),
     Job(
         name="char_lstm",
-        description="100 clients × 50 texts of 80 of 80 characters, 10 a round, 5 steps of 10, LSTM 2 × 256",
+        clients="100 clients × 50 texts of 80 of 80 characters",
+        training="5 steps of 10, LSTM 2 × 256",
         build=_char_lstm,
         cohort_size=10,
         strategy="sequential",

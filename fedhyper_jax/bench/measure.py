@@ -107,7 +107,7 @@ def measure(
     baseline = runs[list(methods).index(BASELINE)] if BASELINE in methods else None
     return {
         "job": job.name,
-        "description": job.description + ("" if cohort_size is None else f"; here {cohort_size:,} a round"),
+        "description": job.description,
         "strategy": {"asked": asked, "used": strategy},
         "rounds_per_program": rounds,
         "repeats": repeats,

@@ -71,10 +71,12 @@ def bench(
         "jobs": [],
     }
     for name in jobs:
-        report(f"{name}: {JOBS[name].description}")
+        job = JOBS[name]
+        job = job if cohort_size is None else job._replace(cohort_size=cohort_size)
+        report(f"{name}: {job.description}")
         try:
             if len(jobs) == 1 or jax.process_count() > 1:
-                measured = measure(JOBS[name], **settings)
+                measured = measure(job, **settings)
             else:
                 measured = _in_own_process(name, settings, processes)
         except (ValueError, OSError, ImportError) as error:

@@ -54,7 +54,7 @@ def ragged_task(local_rate=0.05):
 
 
 def tiny(build=ragged_task):
-    return jobs.Job("tiny", "ragged", build, cohort_size=3, strategy="chunked(2)", rounds=2)
+    return jobs.Job("tiny", "ragged clients", "two epochs", build, cohort_size=3, strategy="chunked(2)", rounds=2)
 
 
 def test_client_steps_are_the_real_ones_and_costs_are_of_pairs(monkeypatch):
@@ -112,7 +112,7 @@ def known(monkeypatch):
     def missing():
         raise FileNotFoundError("no files here.\n  Install them.")
 
-    table = {"tiny": tiny(), "missing": jobs.Job("missing", "without data", missing, 1, "sequential", 1)}
+    table = {"tiny": tiny(), "missing": jobs.Job("missing", "clients", "without data", missing, 1, "sequential", 1)}
     monkeypatch.setattr(suite, "JOBS", table)
     monkeypatch.setattr(bench, "JOBS", table)  # where the command looks
     return table
@@ -121,10 +121,12 @@ def known(monkeypatch):
 def test_command_prints_a_table_and_writes_json(known, tmp_path, capsys):
     out = tmp_path / "new" / "bench.json"
     arguments = ["bench", "tiny", "--methods", "fedavg", "CL", "--rounds", "1", "--repeats", "2", "--out", str(out)]
-    arguments += ["--processes", "1"]
+    arguments += ["--processes", "1", "--cohort-size", "2"]
     assert main([*arguments, "--strategy", "sequential"]) == 0
     printed = capsys.readouterr()
-    assert "client-steps/s" in printed.out and "CL" in printed.out and "tiny: ragged" in printed.err
+    assert "client-steps/s" in printed.out and "CL" in printed.out
+    described = "tiny: ragged clients, 2 a round, two epochs\n"  # the cohort that was asked for, not the job's own
+    assert printed.err == described and described in printed.out
     results = json.loads(out.read_text())
     assert results["command"] == "bench" and results["environment"]["jax"] == jax.__version__
     assert set(results["machine"]) == {"cores", "vectors"} and results["settings"]["repeats"] == 2
