@@ -2,6 +2,7 @@
 
 Command:   python experiments/benchmark_peers.py      (the peers; see there)
            python experiments/speed.py jobs           (every job and scheduler: `fedhyper bench`)
+           python experiments/speed.py cores          (a process a core, a device a core, one device)
            python experiments/speed.py scale          (cost and memory against population and cohort)
            python experiments/speed.py traces         (FedHyper at 10² to 10⁶ clients: accuracies and rates)
            python experiments/speed.py sweeps         (one sweep against single runs and against commands)
@@ -80,6 +81,34 @@ def measure_jobs() -> None:
     repeats = ["--repeats", "15"]
     execute([*FEDHYPER, "bench", "mlp", "cnn", "logistic-1M", *repeats, "--out", FOLDER / "jobs.json"])
     execute([*FEDHYPER, "bench", "resnet18", "char_lstm", "--repeats", "5", "--out", FOLDER / "models.json"])
+
+
+# cores
+
+WAYS = {
+    "a process a core, as the commands start them": ([], {}),
+    "one process with a device a core (`use_all_cores`)": (
+        ["--processes", 1],
+        {"JAX_NUM_CPU_DEVICES": str(len(os.sched_getaffinity(0)))},
+    ),
+    "one process with one device": (["--processes", 1], {}),
+}
+
+
+def measure_cores() -> None:
+    """Each way in turn, five times over."""
+    speeds = {job: {way: [] for way in WAYS} for job in ("mlp", "cnn")}
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder) / "bench.json"
+        for _ in range(5):
+            for job, measured in speeds.items():
+                for way, (options, environment) in WAYS.items():
+                    only = ["--methods", "fedavg", "--repeats", 3, "--quiet", "--out", out]
+                    execute([*FEDHYPER, "bench", job, *options, *only], **environment)
+                    (method,) = json.loads(out.read_text())["jobs"][0]["methods"]
+                    measured[way].append(method["client_steps_per_second"]["median"])
+                    out.unlink()
+    save("cores", {"client_steps_per_second": speeds})
 
 
 # scale
@@ -437,6 +466,20 @@ def peers_section() -> list[str]:
     return lines + [f"Failed: {failure}" for failure in results["failures"]]
 
 
+def cores_section() -> list[str]:
+    lines, results = ["## The cores of one machine", ""], load("cores")
+    if results is None:
+        return [*lines, "Not measured yet.", ""]
+    lines += ["Client-steps/s of FedAvg, medians of five in turn:", ""]
+    lines += ["| job | how | client-steps/s | over one device |", "|---|---|---|---|"]
+    for job, measured in results["client_steps_per_second"].items():
+        *_, one_device = measured.values()
+        for way, speeds in measured.items():
+            spread = {"median": statistics.median(speeds), "min": min(speeds), "max": max(speeds)}
+            lines.append(f"| {job} | {way} | {median(spread)} | {over(speeds, one_device)} |")
+    return [*lines, ""]
+
+
 def scale_section() -> list[str]:
     lines, results = ["## A million clients", ""], load("scale")
     if results is None:
@@ -629,7 +672,14 @@ def page() -> str:
     lines += ["## Every job and what a scheduler costs", ""]
     lines += bench_tables(jobs) if jobs else ["Not measured yet.", ""]
     lines += bench_tables(several) if several else []
-    lines += [*sweeps_section(), *scale_section(), *traces_section(), *precision_section(), *profile_section()]
+    lines += [
+        *sweeps_section(),
+        *cores_section(),
+        *scale_section(),
+        *traces_section(),
+        *precision_section(),
+        *profile_section(),
+    ]
     reading = HERE / "speed_reading.md"
     lines += [reading.read_text()] if reading.exists() else []
     return "\n".join(lines)
@@ -637,6 +687,7 @@ def page() -> str:
 
 COMMANDS = {
     "jobs": measure_jobs,
+    "cores": measure_cores,
     "scale": measure_scale,
     "traces": measure_traces,
     "sweeps": measure_sweeps,

@@ -5,7 +5,8 @@ arrays, so they change at every step, differ per client, are swept under ``vmap`
 
   * Algorithms: `fedavg`, `fedhyper` and the methods they are compared with (`fedadam`, `fedexp`, `fedprox`, `scaffold`,
     …); by name, joined by '+', through `make_method`; from parts of your own through `federated_algorithm`.
-  * Runs: `simulate` (one scan), `run` (host loop with callbacks), `sweep` (a grid of rates and seeds in one program).
+  * Runs: `simulate` (one scan), `run` (host loop with callbacks), `sweep` (a grid of rates and seeds in one program);
+    on a CPU, `use_all_cores` first.
   * Optax transforms: `scale_by_hypergradient`, `track_hypergradient`, `scale_by_local_hypergradient`.
   * Parts: `rates` (rules of either rate), `client_rules`, `terms`, `server_optimizers`; `methods` is their table.
   * Modules: `data`, `models`, `losses`, `metrics`, `evaluation`, `cohort`.
@@ -58,6 +59,7 @@ from fedhyper_jax.algorithms import (
     server_mechanic,
 )
 from fedhyper_jax.base import FederatedAlgorithm, Model, RoundInfo, ServerState
+from fedhyper_jax.cores import IdleCoresWarning, use_all_cores
 from fedhyper_jax.data import Cohort, FederatedData, local_epochs, local_steps
 from fedhyper_jax.evaluation import EvaluationData, make_evaluation, rounds_to_target
 from fedhyper_jax.hypergradient import (
@@ -83,6 +85,7 @@ __all__ = [
     "FederatedAlgorithm",
     "FederatedData",
     "History",
+    "IdleCoresWarning",
     "Model",
     "RoundInfo",
     "ServerState",
@@ -140,6 +143,7 @@ __all__ = [
     "sweep",
     "terms",
     "track_hypergradient",
+    "use_all_cores",
 ]
 
 

@@ -10,12 +10,14 @@ import os
 import pathlib
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from fedhyper_jax.config import COMMANDS, CompareConfig, Config, ConfigError, DataConfig, RunConfig, load_config
+from fedhyper_jax.cores import IdleCoresWarning
 from fedhyper_jax.presets import PRESETS, preset_config
 
 HELP = """\
@@ -172,7 +174,9 @@ def _status_of(commands: dict[str, Callable[[Sequence[str]], None]], arguments: 
     try:
         if arguments[0] not in commands:
             raise ConfigError(f"unknown command {arguments[0]!r}; known: {', '.join(commands)}")
-        commands[arguments[0]](arguments[1:])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", IdleCoresWarning)  # one process is what was asked for here
+            commands[arguments[0]](arguments[1:])
     except ConfigError as error:
         print(f"fedhyper: error: {error}", file=sys.stderr)
         return 2

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from fedhyper_jax.autotune import wait_for_all
 from fedhyper_jax.cache import cache_use
+from fedhyper_jax.cohort import place
 from fedhyper_jax.config import CompareConfig, GridConfig
 from fedhyper_jax.experiment import Experiment, build_experiment, choose_strategy
 from fedhyper_jax.plots import plot_folder
@@ -91,7 +92,9 @@ def compare(
         def one_round(strategy: str):
             return functools.partial(_sweep_method(grid.methods[0], config, experiment, strategy), rounds=1)
 
-        strategy, choice = choose_strategy(config, one_round, rounds=rounds * len(own_methods), devices=1)
+        # Processes share out the methods; the devices of one alone share its cohorts.
+        devices = jax.device_count() if jax.process_count() == 1 else 1
+        strategy, choice = choose_strategy(config, one_round, rounds=rounds * len(own_methods), devices=devices)
         for method in own_methods:
             bar.start_part(method)
             record = functools.partial(_record, method, grid, folder)
@@ -135,10 +138,10 @@ def _sweep_method(method: str, config: CompareConfig, experiment: Experiment, st
         {"local_rate": jnp.asarray(grid.local_rates)},
         jnp.stack([key for _, key in starts]),
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *[params for params, _ in starts]),
-        experiment.data,
+        place(strategy, experiment.data),
         cohort_size=config.run.cohort_size,
         evaluate=experiment.evaluate,
-        evaluation_data=experiment.evaluation_data,
+        evaluation_data=place(strategy, experiment.evaluation_data),
         eval_every=config.run.eval_every,
     )
 

@@ -18,16 +18,12 @@ import time
 from collections.abc import Sequence
 
 from fedhyper_jax.config import ConfigError
+from fedhyper_jax.cores import pinnable_cores
 
 _COORDINATOR, _INDEX, _COUNT = "_FEDHYPER_COORDINATOR", "_FEDHYPER_INDEX", "_FEDHYPER_COUNT"
 _ACCELERATORS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_plugins", "libtpu")
 _PATIENCE = 10.0
 """Seconds that processes are given to end by themselves."""
-
-
-def cores() -> list[int]:
-    """The cores that this process may use; empty where processes cannot be pinned."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def default_processes(cohort_size: int) -> int:
@@ -45,7 +41,7 @@ def default_processes(cohort_size: int) -> int:
     accelerated = any(importlib.util.find_spec(plugin) for plugin in _ACCELERATORS) and platforms != "cpu"
     if is_member() or accelerated or platforms not in ("", "cpu"):
         return 1
-    return max(1, min(len(cores()), cohort_size))
+    return max(1, min(len(pinnable_cores()), cohort_size))
 
 
 in_cluster = False
@@ -72,7 +68,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     """
     if processes < 1:
         raise ConfigError(f"processes must be at least 1, got {processes}; leave it out for one a core")
-    available = cores()
+    available = pinnable_cores()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool
 
 from fedhyper_jax import _random, _validate
 from fedhyper_jax.base import FederatedAlgorithm, PyTree, RoundInfo, ServerState
+from fedhyper_jax.cores import watch_idle_cores
 from fedhyper_jax.data.cohorts import Cohort, check_cohort_size, sample_cohort
 from fedhyper_jax.data.federated import ClientData
 from fedhyper_jax.evaluation import Evaluation, EvaluationData
@@ -229,7 +230,7 @@ def run(
         first_round=_first_round(state),
         rounds=rounds,
         rounds_per_chunk=rounds_per_chunk if compiles else 1,
-        callbacks=callbacks,
+        callbacks=[*callbacks, watch_idle_cores()] if compiles else callbacks,
     )
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from fedhyper_jax import _validate
 from fedhyper_jax.base import FederatedAlgorithm, Params
+from fedhyper_jax.cores import watch_idle_cores
 from fedhyper_jax.data.federated import ClientData
 from fedhyper_jax.rates import check_horizon
 from fedhyper_jax.simulation import Callback, History, run_chunks, simulate
@@ -100,7 +101,7 @@ def sweep(
         first_round=0,
         rounds=rounds,
         rounds_per_chunk=rounds_per_chunk,
-        callbacks=callbacks,
+        callbacks=[*callbacks, watch_idle_cores()],
         axis=2,
     )
     return algorithm.evaluated_params(states), history

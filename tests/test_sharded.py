@@ -1,5 +1,7 @@
 """Sharded rounds: on 1, 2 and 4 devices the result is that of one, cohorts that they do not divide included."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,8 @@ import pytest
 
 from fedhyper_jax import cohort, data, fedavg, make_method, simulate, sweep
 from fedhyper_jax.cohort import Slots, parse_strategy, sharded
+from fedhyper_jax.compare import compare
+from fedhyper_jax.presets import preset_config
 from tests.helpers import logistic_loss, logistic_params
 
 WORK = [data.local_epochs(2, 8), data.local_steps(5, 8)]
@@ -118,3 +122,20 @@ def test_names_and_refusals():
             parse_strategy(wrong)
     with pytest.raises(ValueError, match="must have an axis 'clients'"):
         sharded(mesh=jax.make_mesh((1,), ("rows",), devices=jax.devices()[:1]))
+
+
+def test_a_comparison_in_one_process_uses_its_devices(tmp_path, monkeypatch):
+    """As in a notebook after `use_all_cores`; several processes share out the methods instead."""
+    demo = preset_config("demo", "compare")
+    grid = dataclasses.replace(demo.compare, methods=("SL",), local_rates=(0.01,), seeds=1)
+
+    def end(folder):
+        run = dataclasses.replace(demo.run, rounds=2, strategy="sequential", out=str(tmp_path / folder))
+        summary = compare(dataclasses.replace(demo, run=run, compare=grid))
+        return summary["strategy"]["used"], [cell["final_accuracy"]["values"] for cell in summary["cells"]]
+
+    divided, given = end("four")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    whole, expected = end("one")
+    assert (divided, whole) == ("sharded(sequential)", "sequential")
+    np.testing.assert_allclose(given, expected, atol=2e-3)  # an example of 355 may fall on the other side

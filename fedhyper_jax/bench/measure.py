@@ -6,7 +6,6 @@ matrix products are summed over the processes.
 """
 
 import contextlib
-import os
 import pathlib
 import statistics
 import sys
@@ -23,6 +22,7 @@ from fedhyper_jax.autotune import fastest, strategy_candidates, time_strategies
 from fedhyper_jax.base import FederatedAlgorithm, PyTree, RoundInfo
 from fedhyper_jax.bench.jobs import Job, Task
 from fedhyper_jax.cohort import divided, parse_strategy, place
+from fedhyper_jax.cores import number_of_cores
 from fedhyper_jax.data.federated import ClientData
 from fedhyper_jax.methods import make_method, parse_method
 from fedhyper_jax.simulation import simulate
@@ -356,8 +356,7 @@ def machine() -> dict[str, Any]:
       >>> sorted(machine())
       ['cores', 'vectors']
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = int(over_processes(cores or 1))  # pinned to different ones
+    cores = int(over_processes(number_of_cores()))  # pinned to different ones
     try:
         words = set(pathlib.Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
     except OSError:

@@ -1,0 +1,101 @@
+"""The cores of this machine: a JAX device each, where a script or notebook asks for it; `launch` starts processes."""
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def pinnable_cores() -> list[int]:
+    """The cores that this process may use; empty where processes cannot be pinned.
+
+    Example:
+      >>> all(isinstance(core, int) for core in pinnable_cores())
+      True
+    """
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def number_of_cores() -> int:
+    """How many cores this process may use.
+
+    Example:
+      >>> number_of_cores() >= 1
+      True
+    """
+    return len(pinnable_cores()) or os.cpu_count() or 1
+
+
+def use_all_cores() -> int:
+    """Gives JAX one CPU device a core, for strategies that divide a cohort between devices.
+
+    XLA's own threads do not help steps as small as those of local training; a device a core and ``strategy=
+    'sharded(chunked(5))'``, or ``'sharded(sequential)'`` for convolutions, does (docs/scaling.md has measurements). It
+    must come before JAX is first used: at the top of a script or notebook. Accelerators and the default device stay as
+    they are. The commands need no such call: they start a process a core.
+
+    Returns:
+      The number of CPU devices.
+
+    Raises:
+      RuntimeError: JAX is already in use with another number of CPU devices.
+
+    Example:
+      >>> use_all_cores()  # doctest: +SKIP
+      2
+      >>> len(jax.devices())  # doctest: +SKIP
+      2
+    """
+    number = number_of_cores()
+    try:
+        jax.config.update("jax_num_cpu_devices", number)
+    except RuntimeError as error:
+        there = jax.local_device_count(backend="cpu")
+        if there != number:
+            raise RuntimeError(
+                f"use_all_cores() wants {number} CPU devices, but JAX is already in use with {there}; call it before "
+                "anything else uses JAX (in a notebook: restart the runtime, and call it in the first cell)"
+            ) from error
+    return number
+
+
+class IdleCoresWarning(UserWarning):
+    """A long run on one CPU device while the machine has more cores."""
+
+
+_PATIENCE = 60.0
+"""Seconds of training that are not worth a word."""
+
+_warned = False
+
+
+def watch_idle_cores() -> Callable[[Any], None]:
+    """A callback for the host loop of a run: emits `IdleCoresWarning`, once per process, when the run gets long.
+
+    Example:
+      >>> from types import SimpleNamespace
+      >>> watch_idle_cores()(SimpleNamespace(seconds=1.0))  # not long yet
+    """
+    seconds = 0.0
+
+    def watch(progress: Any) -> None:
+        global _warned
+        nonlocal seconds
+        seconds += progress.seconds
+        if _warned or seconds < _PATIENCE or jax.default_backend() != "cpu" or jax.device_count() > 1:
+            return
+        cores = number_of_cores()
+        if cores > 1:
+            _warned = True
+            warnings.warn(
+                f"{seconds:.0f} s of training so far on one CPU device, which makes little use of more than one of the "
+                f"{cores} cores. Call fedhyper_jax.use_all_cores() before JAX is first used and divide the cohorts: "
+                "strategy='sharded(chunked(5))', or 'sharded(sequential)' for convolutions; or use the commands, which "
+                "start a process a core. docs/scaling.md says more. To silence this, filter IdleCoresWarning.",
+                IdleCoresWarning,
+                stacklevel=4,
+            )
+
+    return watch

@@ -1,0 +1,88 @@
+"""One device a core where it is asked for, and a word to those who leave cores idle."""
+
+import os
+import subprocess
+import sys
+import warnings
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from fedhyper_jax import IdleCoresWarning, cores, data, fedavg, run, use_all_cores
+from fedhyper_jax.cli import main
+from tests.helpers import logistic_loss, logistic_params
+
+
+def in_a_new_process(program: str, **settings) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, **settings)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_device_a_core():
+    program = "import fedhyper_jax as fh, jax; print(fh.use_all_cores(), jax.device_count(), fh.use_all_cores())"
+    here = cores.number_of_cores()
+    assert in_a_new_process(program).split() == [str(here)] * 3
+    if hasattr(os, "sched_setaffinity"):
+        first = {min(os.sched_getaffinity(0))}
+        pinned = in_a_new_process(program, preexec_fn=lambda: os.sched_setaffinity(0, first))
+        assert pinned.split() == ["1", "1", "1"]
+
+
+def test_too_late(monkeypatch):
+    jax.devices()
+    monkeypatch.setattr(cores, "number_of_cores", lambda: 7)
+    with pytest.raises(RuntimeError, match=r"wants 7 CPU devices, but JAX is already in use with 1; .*restart"):
+        use_all_cores()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A machine of four cores whose users have no time."""
+    monkeypatch.setattr(cores, "_warned", False)
+    monkeypatch.setattr(cores, "_PATIENCE", 0.0)
+    monkeypatch.setattr(cores, "number_of_cores", lambda: 4)
+
+
+def train(federation, **settings):
+    algorithm = fedavg(logistic_loss, work=data.local_steps(1, 4), local_rate=0.1, **settings)
+    state = algorithm.init(logistic_params())
+    return run(algorithm, jax.random.key(0), state, federation, rounds=3, cohort_size=2, rounds_per_chunk=1)
+
+
+def test_a_long_run_on_one_of_several_cores_says_so_once(federation, impatient):
+    with pytest.warns(IdleCoresWarning, match=r"of the 4 cores.*use_all_cores.*sharded\(chunked\(5\)\)") as caught:
+        train(federation)
+        train(federation)
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_who_is_left_in_peace(monkeypatch):
+    """Short runs, accelerators, several devices, one core."""
+
+    def hears(**machine):
+        monkeypatch.setattr(cores, "_warned", False)
+        settings = {"number_of_cores": 4, "default_backend": "cpu", "device_count": 1, "seconds": 40.0, **machine}
+        monkeypatch.setattr(cores, "number_of_cores", lambda: settings["number_of_cores"])
+        monkeypatch.setattr(jax, "default_backend", lambda: settings["default_backend"])
+        monkeypatch.setattr(jax, "device_count", lambda: settings["device_count"])
+        watch = cores.watch_idle_cores()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                watch(SimpleNamespace(seconds=settings["seconds"]))
+        return len(caught)
+
+    assert hears() == 1
+    quiet = [{"seconds": 20.0}, {"default_backend": "gpu"}, {"device_count": 2}, {"number_of_cores": 1}]
+    assert [hears(**machine) for machine in quiet] == [0, 0, 0, 0]
+
+
+def test_commands_are_left_in_peace(impatient, tmp_path):
+    """Theirs is the number of processes that was asked for."""
+    arguments = ["run", "--rounds", "2", "--strategy", "sequential", "--processes", "1", "--quiet"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    assert not [warning for warning in caught if warning.category is IdleCoresWarning]
