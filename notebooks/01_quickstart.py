@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -50,7 +52,8 @@ from IPython.display import Image, display
 import fedhyper_jax as fh
 from fedhyper_jax import data, losses, metrics, models
 
-print(f"fedhyper_jax {fh.__version__}, JAX {jax.__version__} on {jax.devices()[0].platform}")
+fh.use_all_cores()  # a CPU device a core; must come before anything else uses JAX
+print(f"fedhyper_jax {fh.__version__}, JAX {jax.__version__} on {len(jax.devices())} × {jax.devices()[0].platform}")
 
 # %% [markdown]
 # ## The data: 100 clients who do not look alike
@@ -103,7 +106,7 @@ for t in (0, 9, 19, 29):
 # ## The demo's comparison
 #
 # What `make demo` runs: FedAvg against five combinations of FedHyper's schedulers, two initial local rates, three
-# seeds. All rates and seeds of a method are one program.
+# seeds. All rates and seeds of a method are one program, and every cohort is divided between the devices.
 
 # %%
 from fedhyper_jax.compare import compare
@@ -129,14 +132,18 @@ display(Image(folder / "demo" / "plots" / "rate_0.3.png", width=1000))
 # %% [markdown]
 # ## Rates are data
 #
-# Twenty local rates and three seeds of FedAvg, sixty runs, one compiled program:
+# Twenty local rates and three seeds of FedAvg, sixty runs, one compiled program. `sharded` divides cohorts between the
+# devices, here too:
 
 # %%
 rates = jnp.array(np.geomspace(0.003, 1.0, 20))
 keys = jax.random.split(jax.random.key(2), 3)
 _, sweep = fh.sweep(
     lambda local_rate: fh.fedavg(
-        losses.cross_entropy(model), work=fh.local_steps(10, batch_size=16), local_rate=local_rate
+        losses.cross_entropy(model),
+        work=fh.local_steps(10, batch_size=16),
+        local_rate=local_rate,
+        strategy="sharded(vectorized)",
     ),
     {"local_rate": rates},
     keys,
