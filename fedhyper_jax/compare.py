@@ -57,7 +57,8 @@ def compare(
       >>> from fedhyper_jax.config import GridConfig, RunSettings
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     grid = GridConfig(methods=("fedavg", "G"), local_rates=(0.1,), seeds=1)
-      ...     summary = compare(CompareConfig(compare=grid, run=RunSettings(rounds=3, out=folder)))
+      ...     settings = RunSettings(rounds=3, strategy="sequential", out=folder)
+      ...     summary = compare(CompareConfig(compare=grid, run=settings))
       >>> [cell["method"] for cell in summary["cells"]]
       ['fedavg', 'G']
     """

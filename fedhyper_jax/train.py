@@ -48,7 +48,7 @@ def train(
       >>> import tempfile
       >>> from fedhyper_jax.config import SimulationConfig
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     summary = train(RunConfig(run=SimulationConfig(rounds=3, out=folder)))
+      ...     summary = train(RunConfig(run=SimulationConfig(rounds=3, strategy="sequential", out=folder)))
       >>> summary["status"], summary["rounds"]
       ('finished', 3)
     """

@@ -14,8 +14,8 @@ from fedhyper_jax.cli import main
 from tests.helpers import logistic_loss, logistic_params
 
 
-def in_a_new_process(program: str, **settings) -> str:
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, **settings)
+def in_a_new_process(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -25,9 +25,8 @@ def test_a_device_a_core():
     here = cores.number_of_cores()
     assert in_a_new_process(program).split() == [str(here)] * 3
     if hasattr(os, "sched_setaffinity"):
-        first = {min(os.sched_getaffinity(0))}
-        pinned = in_a_new_process(program, preexec_fn=lambda: os.sched_setaffinity(0, first))
-        assert pinned.split() == ["1", "1", "1"]
+        pin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+        assert in_a_new_process(pin + program).split() == ["1", "1", "1"]
 
 
 def test_too_late(monkeypatch):

@@ -76,18 +76,18 @@ def test_the_shell_commands(command, tmp_path, monkeypatch):
     from fedhyper_jax.cli import main
 
     monkeypatch.chdir(tmp_path)
-    arguments = command[1:]
+    arguments, quick = command[1:], ["--rounds", "2", "--strategy", "sequential", "--quiet"]
     if arguments[0] == "plot":
-        assert main(["run", "--data", "digits", "--rounds", "2", "--quiet", "--out", "runs/demo"]) == 0
+        assert main(["run", "--data", "digits", *quick, "--out", "runs/demo"]) == 0
     if arguments[0] == "run":
-        arguments += ["--rounds", "2", "--quiet"]
+        arguments += quick
     if arguments[0] == "bench":
         arguments += ["--methods", "fedavg", "--rounds", "1", "--repeats", "1", "--processes", "1"]
         arguments.remove("cnn")
     if arguments[0] == "compare":
         if "fashion_mnist" in arguments:
             arguments[arguments.index("fashion_mnist")] = "digits"  # the real files: tests/test_fashion_mnist.py
-        arguments += ["--rounds", "2", "--quiet", "--methods", "fedavg", "CL", "--local-rates", "0.01", "--seeds", "1"]
+        arguments += [*quick, "--methods", "fedavg", "CL", "--local-rates", "0.01", "--seeds", "1"]
     assert main(arguments) == 0
 
 

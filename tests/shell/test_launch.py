@@ -83,7 +83,7 @@ def test_when_one_process_fails_none_is_left_behind(capsys, tmp_path):
 
 def test_the_number_of_processes(monkeypatch):
     monkeypatch.delenv("FEDHYPER_PROCESSES")
-    monkeypatch.setattr(launch, "cores", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(launch, "pinnable_cores", lambda: [0, 1, 2, 3])
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     assert launch.default_processes(10) == 4 and launch.default_processes(3) == 3
