@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from fedhyper_jax.autotune import wait_for_all
 from fedhyper_jax.cache import cache_use
 from fedhyper_jax.cohort import place
-from fedhyper_jax.config import CompareConfig, GridConfig
+from fedhyper_jax.config import CompareConfig, ConfigError, GridConfig
 from fedhyper_jax.experiment import Experiment, build_experiment, choose_strategy
 from fedhyper_jax.plots import plot_folder
 from fedhyper_jax.progress import ProgressBar, chunk_length
@@ -63,6 +63,11 @@ def compare(
       ['fedavg', 'G']
     """
     start = time.perf_counter()
+    if jax.process_count() > 1 and str(config.run.strategy).startswith("sharded"):
+        raise ConfigError(
+            f"strategy {config.run.strategy!r} divides a cohort between processes, but those of a comparison "
+            "share out its methods; leave 'sharded' away, or give --processes 1"
+        )
     experiment = build_experiment(config)
     first = jax.process_index() == 0
     folder = pathlib.Path(config.folder)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -10,9 +11,10 @@ import pytest
 from fedhyper_jax import cli
 from fedhyper_jax.checkpoint import load_parameters
 from fedhyper_jax.cli import main
-from fedhyper_jax.config import load_config
+from fedhyper_jax.compare import compare
+from fedhyper_jax.config import ConfigError, RunSettings, load_config
 from fedhyper_jax.experiment import build_experiment
-from fedhyper_jax.presets import PRESETS
+from fedhyper_jax.presets import PRESETS, preset_config
 from fedhyper_jax.records import prepare_folder, read_notes, read_records, read_summary
 
 from .conftest import RUN, TINY
@@ -353,3 +355,12 @@ def test_help_loads_no_slow_library():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_processes_share_out_the_methods_of_a_comparison_not_its_cohorts(monkeypatch):
+    config = dataclasses.replace(
+        preset_config("demo", "compare"), run=RunSettings(strategy="sharded(sequential)", out="nowhere")
+    )
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"strategy 'sharded\(sequential\)'.*--processes 1"):
+        compare(config)
