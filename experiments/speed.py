@@ -85,24 +85,23 @@ def measure_jobs() -> None:
 
 # cores
 
-WAYS = {
-    "a process a core, as the commands start them": ([], {}),
-    "one process with a device a core (`use_all_cores`)": (
-        ["--processes", 1],
-        {"JAX_NUM_CPU_DEVICES": str(len(os.sched_getaffinity(0)))},
-    ),
-    "one process with one device": (["--processes", 1], {}),
-}
-
 
 def measure_cores() -> None:
     """Each way in turn, five times over."""
-    speeds = {job: {way: [] for way in WAYS} for job in ("mlp", "cnn")}
+    from fedhyper_jax.cores import number_of_cores
+
+    alone = ["--processes", 1]
+    ways = {
+        "a process a core, as the commands start them": ([], {}),
+        "one process with a device a core (`use_all_cores`)": (alone, {"JAX_NUM_CPU_DEVICES": str(number_of_cores())}),
+        "one process with one device": (alone, {}),
+    }
+    speeds = {job: {way: [] for way in ways} for job in ("mlp", "cnn")}
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "bench.json"
         for _ in range(5):
             for job, measured in speeds.items():
-                for way, (options, environment) in WAYS.items():
+                for way, (options, environment) in ways.items():
                     only = ["--methods", "fedavg", "--repeats", 3, "--quiet", "--out", out]
                     execute([*FEDHYPER, "bench", job, *options, *only], **environment)
                     (method,) = json.loads(out.read_text())["jobs"][0]["methods"]
@@ -467,6 +466,8 @@ def peers_section() -> list[str]:
 
 
 def cores_section() -> list[str]:
+    from fedhyper_jax.bench import spread
+
     lines, results = ["## The cores of one machine", ""], load("cores")
     if results is None:
         return [*lines, "Not measured yet.", ""]
@@ -475,8 +476,7 @@ def cores_section() -> list[str]:
     for job, measured in results["client_steps_per_second"].items():
         *_, one_device = measured.values()
         for way, speeds in measured.items():
-            spread = {"median": statistics.median(speeds), "min": min(speeds), "max": max(speeds)}
-            lines.append(f"| {job} | {way} | {median(spread)} | {over(speeds, one_device)} |")
+            lines.append(f"| {job} | {way} | {median(spread(speeds))} | {over(speeds, one_device)} |")
     return [*lines, ""]
 
 
@@ -624,6 +624,8 @@ def sweeps_section() -> list[str]:
 
 
 def precision_section() -> list[str]:
+    from fedhyper_jax.bench import spread
+
     lines, results = ["## bfloat16", ""], load("precision")
     if results is None:
         return [*lines, "Not measured yet.", ""]
@@ -633,8 +635,7 @@ def precision_section() -> list[str]:
         own = [run for run in results["runs"] if run["dtype"] == dtype]
         speeds, accuracies = zip(*((r["client_steps_per_second"], 100 * r["accuracy"]) for r in own), strict=True)
         lines.append(
-            f"| {dtype} | {number(statistics.median(speeds))} ({number(min(speeds))}–{number(max(speeds))}) "
-            f"| {np.mean(accuracies):.1f} ± {np.std(accuracies, ddof=1):.1f} |"
+            f"| {dtype} | {median(spread(speeds))} | {np.mean(accuracies):.1f} ± {np.std(accuracies, ddof=1):.1f} |"
         )
     return [*lines, ""]
 

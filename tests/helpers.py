@@ -1,5 +1,8 @@
 """Small things that several tests share."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -28,3 +31,10 @@ def play(algorithm, key, data, cohorts, params=None, jit=True):
         state, info = round_fn(key, state, Cohort(data=data, client_ids=jnp.asarray(cohort, jnp.int32)))
         infos.append(info)
     return state, infos
+
+
+def in_a_new_process(program: str) -> str:
+    """What a Python program prints where JAX has not started yet: the number of devices is fixed when it does."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

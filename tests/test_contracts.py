@@ -497,12 +497,10 @@ def test_padded_slots_alone_change_nothing_but_the_number_of_the_round(bench):
             assert_identical(getattr(after, rate), getattr(state, rate))
 
 
-def test_strategies_agree(bench):
-    """With the vectorized one whose cohort is padded, over a run and with a client left out.
-
-    Where numbers of steps differ, chunks run their longest clients as 'sequential' does.
-    """
-    algorithm = bench.line.build(strategy="chunked(3)", **bench.line.setting(0))
+@pytest.mark.parametrize("strategy", ["sequential", "chunked(3)"])
+def test_strategies_agree(bench, strategy):
+    """With the vectorized one whose cohort is padded, over a run and with a client left out."""
+    algorithm = bench.line.build(strategy=strategy, **bench.line.setting(0))
     round_fn, state = quick_jit(algorithm.round), bench.states[0]
     for ids, info in zip(sampled_cohorts(), bench.infos, strict=True):
         state, own_info = round_fn(run_key(), state, Cohort(data=federation(), client_ids=jnp.asarray(ids, jnp.int32)))

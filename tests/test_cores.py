@@ -1,8 +1,6 @@
 """One device a core where it is asked for, and a word to those who leave cores idle."""
 
 import os
-import subprocess
-import sys
 import warnings
 from types import SimpleNamespace
 
@@ -11,13 +9,7 @@ import pytest
 
 from fedhyper_jax import IdleCoresWarning, cores, data, fedavg, run, use_all_cores
 from fedhyper_jax.cli import main
-from tests.helpers import logistic_loss, logistic_params
-
-
-def in_a_new_process(program: str) -> str:
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from tests.helpers import in_a_new_process, logistic_loss, logistic_params
 
 
 def test_a_device_a_core():

@@ -10,11 +10,11 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "fedhyper_jax"
 
 FLOORS = {
-    0: {"base", "cores", "_tree", "_validate", "_random"},
+    0: {"base", "_tree", "_validate", "_random"},
     1: {"hypergradient", "data", "models", "rates", "losses", "metrics", "server_optimizers", "_convolutions"},
     2: {"client", "client_rules", "cohort", "server", "terms", "_checks", "_observe"},
     3: {"algorithms", "methods"},
-    4: {"simulation", "sweep", "evaluation", "autotune"},
+    4: {"simulation", "sweep", "evaluation", "autotune", "cores"},
     5: {
         "bench",
         "cache",
