@@ -234,9 +234,9 @@ def _mlp_runs():
     """A function that sweeps the rates in one program, and one that runs them one after the other."""
     import jax
     import jax.numpy as jnp
+    from fedhyper_jax.bench import JOBS
 
     import fedhyper_jax as fh
-    from fedhyper_jax.bench import JOBS
 
     job = JOBS["mlp"]
     task = job.build()
@@ -324,7 +324,6 @@ def measure_profiled(name: str) -> dict:
     """One traced round on one core: the operations of XLA's own profile, added up by kind."""
     on_one_core()
     import jax
-
     from fedhyper_jax.bench import JOBS
     from fedhyper_jax.bench.measure import compile_rounds
 

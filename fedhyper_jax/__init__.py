@@ -15,23 +15,29 @@ arrays, so they change at every step, differ per client, are swept under ``vmap`
 import importlib
 from importlib.metadata import PackageNotFoundError, version
 
-from fedhyper_jax import (
+from fedhyper_jax import base, data, hypergradient, methods
+from fedhyper_jax.base import FederatedAlgorithm, Model, RoundInfo, ServerState
+from fedhyper_jax.data import Cohort, FederatedData, local_epochs, local_steps
+from fedhyper_jax.engine import (
+    History,
+    IdleCoresWarning,
+    SlowConvolutionWarning,
     autotune,
-    base,
-    client_rules,
-    cohort,
-    data,
-    evaluation,
-    hypergradient,
-    losses,
-    methods,
-    metrics,
-    rates,
-    server_optimizers,
-    terms,
+    federated_algorithm,
+    run,
+    simulate,
+    sweep,
+    use_all_cores,
 )
-from fedhyper_jax._convolutions import SlowConvolutionWarning
-from fedhyper_jax.algorithms import (
+from fedhyper_jax.engine import strategies as cohort
+from fedhyper_jax.hypergradient import (
+    global_rate,
+    local_rate,
+    scale_by_hypergradient,
+    scale_by_local_hypergradient,
+    track_hypergradient,
+)
+from fedhyper_jax.methods import (
     decay_global,
     decay_local,
     delta_sgd,
@@ -51,6 +57,7 @@ from fedhyper_jax.algorithms import (
     fedsls,
     fedsps,
     fedyogi,
+    make_method,
     mime_lite,
     plateau_global,
     plateau_local,
@@ -58,21 +65,8 @@ from fedhyper_jax.algorithms import (
     server_dog,
     server_mechanic,
 )
-from fedhyper_jax.base import FederatedAlgorithm, Model, RoundInfo, ServerState
-from fedhyper_jax.cores import IdleCoresWarning, use_all_cores
-from fedhyper_jax.data import Cohort, FederatedData, local_epochs, local_steps
-from fedhyper_jax.evaluation import EvaluationData, make_evaluation, rounds_to_target
-from fedhyper_jax.hypergradient import (
-    global_rate,
-    local_rate,
-    scale_by_hypergradient,
-    scale_by_local_hypergradient,
-    track_hypergradient,
-)
-from fedhyper_jax.methods import make_method
-from fedhyper_jax.server import federated_algorithm
-from fedhyper_jax.simulation import History, run, simulate
-from fedhyper_jax.sweep import sweep
+from fedhyper_jax.parts import client_rules, rates, server_optimizers, terms
+from fedhyper_jax.tasks import EvaluationData, evaluation, losses, make_evaluation, metrics, rounds_to_target
 
 try:
     __version__ = version("fedhyper-jax")

@@ -23,6 +23,10 @@ LossFunction = Callable[[Params, Batch], Float[Array, " batch"]]
 """``loss_fn(params, batch)``: one loss per example, not their mean; the trainer masks and averages."""
 
 
+RATE_ROWS = "rate"
+"""Name of the rows of per-client rates in `ServerState.clients`."""
+
+
 class Model(NamedTuple):
     """The boundary to neural networks: two pure functions, whatever library wrote them.
 
@@ -51,6 +55,9 @@ class ServerState:
       terms: the server's state of each term, by its name (SCAFFOLD's c, FedProx's μ, …).
       clients: by name, what each client keeps: arrays with a leading axis of the population (SCAFFOLD's c_m; ``"rate"``
         with per-client rates).
+      aggregator: state of the aggregator.
+      failures: settings of the failure model.
+      guard: state of the guard.
       direction: u^{t-1}, the last update of the server's optimizer, negated; only where products are taken of it.
       previous_params: w^{t-1}; only where the mean of two iterates is evaluated.
     """
@@ -64,6 +71,9 @@ class ServerState:
     server_optimizer: PyTree
     terms: dict[str, PyTree] = dataclasses.field(default_factory=dict)
     clients: dict[str, PyTree] = dataclasses.field(default_factory=dict)
+    aggregator: PyTree = ()
+    failures: PyTree = ()
+    guard: PyTree = ()
     direction: PyTree = ()
     previous_params: PyTree = ()
 
@@ -71,7 +81,7 @@ class ServerState:
 class RoundInfo(NamedTuple):
     """Everything observed in one round; none of it is needed by the next. All fields are scalars.
 
-    Where a round has no survivors, the summaries over survivors are NaN.
+    Where a round has no participants, the summaries over participants are NaN.
     """
 
     round: Int[Array, ""]  # number of this round, from 0
@@ -79,21 +89,28 @@ class RoundInfo(NamedTuple):
     local_rate: Float[Array, ""]  # β^t as broadcast
     inner_product: Float[Array, ""]  # ⟨Δ^t, Δ^{t-1}⟩, or ⟨Δ^t, u^{t-1}⟩ with inner_product="applied"
     pseudo_gradient_norm: Float[Array, ""]  # ‖Δ^t‖
-    client_rate_min: Float[Array, ""]  # final β_m over the survivors
+    client_rate_min: Float[Array, ""]  # final β_m over the participants
     client_rate_median: Float[Array, ""]
     client_rate_max: Float[Array, ""]
     global_rate_updates: Int[Array, ""]  # updates of α by an adaptive rule this round (0 or 1)
     global_rate_clipped: Int[Array, ""]  # of these, how many lay outside the bounds before clipping
-    local_rate_updates: Int[Array, ""]  # updates of β by adaptive rules, on the server and on the survivors
+    local_rate_updates: Int[Array, ""]  # updates of β by adaptive rules, on the server and on the participants
     local_rate_clipped: Int[Array, ""]
     non_finite_products: Int[Array, ""]  # inner products that were not finite, and so moved no rate
-    client_loss: Float[Array, ""]  # mean training loss over the survivors' examples seen, at their current iterates
+    client_loss: Float[Array, ""]  # mean training loss over the participants' examples seen, at their current iterates
     participants: Int[Array, ""]  # clients whose update entered the average
-    left_out: Int[Array, ""]  # clients of the cohort left out: update, loss or rate not finite
-    local_steps: Int[Array, ""]  # local steps taken by the survivors
+    left_out: Int[Array, ""]  # clients that trained and are left out: update, loss or rate not finite
+    not_started: Int[Array, ""]  # clients of the cohort that failed before their work
+    lost: Int[Array, ""]  # clients whose update did not arrive
+    taken_back: Int[Array, ""]  # 1 where the guard took the round back, else 0
+    local_steps: Int[Array, ""]  # local steps taken by the participants
     examples: Float[Array, ""]  # examples those steps visited, with repetition
-    bytes_up: Float[Array, ""]  # from all survivors: updates, and what terms and rules ask for
-    bytes_down: Float[Array, ""]  # to the whole cohort: parameters, rate, Δ^{t-1} where needed, and what terms send
+    bytes_up: Float[Array, ""]  # from all participants: updates, and what terms and rules ask for
+    bytes_down: Float[Array, ""]  # to all that started: parameters, rate, Δ^{t-1} where needed, and what terms send
+
+
+def no_diagnosis(state: ServerState, data: Any) -> None:
+    """Nothing is known that would make rounds slow."""
 
 
 def current_params(state: ServerState) -> Params:
@@ -110,8 +127,11 @@ class FederatedAlgorithm(NamedTuple):
         folds its own number into it.
       evaluated_params: ``evaluated_params(state) -> params`` to evaluate and keep: w^t, or for FedExP the mean of the
         last two iterates.
+      diagnose: ``diagnose(state, data)`` warns of what will make rounds slow; it may remember what it said. Those who
+        run rounds call it once before they compile; it is no part of the pure pair.
     """
 
     init: Callable[[Params], ServerState]
     round: Callable[[Array, ServerState, Any], tuple[ServerState, RoundInfo]]
     evaluated_params: Callable[[ServerState], Params] = current_params
+    diagnose: Callable[[ServerState, Any], None] = no_diagnosis

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from fedhyper_jax.cli import main
 
 from fedhyper_jax import IdleCoresWarning, cores, data, fedavg, run, use_all_cores
-from fedhyper_jax.cli import main
 from tests.helpers import in_a_new_process, logistic_loss, logistic_params
 
 

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fedhyper_jax.cohort import Slots, parse_strategy
+from fedhyper_jax.rates import Feedback, hypergradient
 
 from fedhyper_jax import EvaluationData, fedavg, fedhyper, make_evaluation, metrics, run, simulate, sweep
 from fedhyper_jax.base import Model
-from fedhyper_jax.cohort import Slots, parse_strategy
 from fedhyper_jax.data import Cohort, client_batches, local_epochs, local_steps, make_cohort, pack
 from fedhyper_jax.hypergradient import adapt, adaptive_rate
-from fedhyper_jax.rates import Feedback, hypergradient
 from tests.helpers import logistic_loss, logistic_params, play
 
 WORK = local_epochs(1, batch_size=8)

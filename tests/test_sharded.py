@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from fedhyper_jax import cohort, data, fedavg, make_method, simulate, sweep
 from fedhyper_jax.cohort import Slots, parse_strategy, sharded
 from fedhyper_jax.compare import compare
 from fedhyper_jax.presets import preset_config
+
+from fedhyper_jax import cohort, data, fedavg, make_method, simulate, sweep
 from tests.helpers import logistic_loss, logistic_params
 
 WORK = [data.local_epochs(2, 8), data.local_steps(5, 8)]

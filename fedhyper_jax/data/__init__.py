@@ -10,11 +10,29 @@ rows, and `pack` joins the two:
   20
 """
 
+from fedhyper_jax.data import sources
 from fedhyper_jax.data._tfds import load_tfds
-from fedhyper_jax.data.batches import ClientBatches, LocalWork, client_batches, local_epochs, local_steps
-from fedhyper_jax.data.cohorts import Cohort, make_cohort, sample_cohort
+from fedhyper_jax.data.batches import (
+    Batches,
+    ClientBatches,
+    LocalWork,
+    all_examples,
+    client_batches,
+    draw_batches,
+    local_epochs,
+    local_steps,
+)
+from fedhyper_jax.data.cohorts import Cohort, check_client_ids, check_cohort_size, make_cohort, sample_cohort
 from fedhyper_jax.data.dataset import Dataset
-from fedhyper_jax.data.federated import FederatedData, check_examples, from_client_ids, hold_out, pack
+from fedhyper_jax.data.federated import (
+    ClientData,
+    ClientView,
+    FederatedData,
+    check_examples,
+    from_client_ids,
+    hold_out,
+    pack,
+)
 from fedhyper_jax.data.partition import (
     PARTITIONERS,
     Partition,
@@ -39,7 +57,10 @@ from fedhyper_jax.data.synthetic import QuadraticProblem, quadratic_clients, qua
 __all__ = [
     "LOADERS",
     "PARTITIONERS",
+    "Batches",
     "ClientBatches",
+    "ClientData",
+    "ClientView",
     "Cohort",
     "Dataset",
     "FederatedData",
@@ -49,10 +70,14 @@ __all__ = [
     "ProceduralData",
     "QuadraticProblem",
     "Recipe",
+    "all_examples",
     "by_user",
+    "check_client_ids",
+    "check_cohort_size",
     "check_examples",
     "client_batches",
     "dirichlet",
+    "draw_batches",
     "examples_of_strangers",
     "from_client_ids",
     "hold_out",
@@ -76,5 +101,6 @@ __all__ = [
     "quantity_skew",
     "sample_cohort",
     "shards",
+    "sources",
     "synthetic_logistic",
 ]

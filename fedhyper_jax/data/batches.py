@@ -96,10 +96,8 @@ def client_batches(key: Array, round_number: int, data: ClientData, client_id: i
       >>> sorted(batches.rows[batches.mask].tolist()), batches.mask.sum(axis=1).tolist(), int(batches.num_steps)
       ([3, 4], [2, 0], 1)
     """
-    _, clients_key = _random.round_keys(key, round_number)
-    batches = draw_batches(
-        _random.batch_key(clients_key, client_id), data.client(client_id), work, max_examples=data.max_examples
-    )
+    client, key = data.client(client_id), _random.batch_key(_random.round_keys(key, round_number).clients, client_id)
+    batches = draw_batches(key, client, work, work.num_steps(client.size), max_examples=data.max_examples)
     rows, mask = jax.vmap(batches.at)(jnp.arange(work.max_steps(data.max_examples), dtype=jnp.int32))
     return ClientBatches(rows, mask, batches.num_steps)
 
@@ -108,6 +106,7 @@ def draw_batches(
     key: Array,
     client: ClientView,
     work: LocalWork,
+    num_steps: Int[Array, ""],
     *,
     max_examples: int,
     most_steps: int | Int[Array, ""] | None = None,
@@ -118,11 +117,11 @@ def draw_batches(
       key: the client's batch key of the round.
       client: its examples.
       work: what it does.
+      num_steps: K_m, how many steps it takes.
       max_examples: size of the largest client.
       most_steps: ≥ K_m, how many steps will be asked for, if that is known: the fewer, the less is shuffled.
     """
     size = client.size
-    num_steps = work.num_steps(size)
     lane = jnp.arange(work.batch_size, dtype=jnp.int32)
 
     if work.with_replacement:

@@ -1,8 +1,8 @@
 """Hypergradient learning rates: one pure rule and three optax transforms on it. Needs jax and optax only."""
 
 from fedhyper_jax.hypergradient._accessors import global_rate, local_rate
-from fedhyper_jax.hypergradient._client import LocalHypergradientState, scale_by_local_hypergradient
-from fedhyper_jax.hypergradient._rule import Adaptation, AdaptiveRate, adapt, adaptive_rate
+from fedhyper_jax.hypergradient._client import LocalHypergradientState, local_transform, scale_by_local_hypergradient
+from fedhyper_jax.hypergradient._rule import Adaptation, AdaptiveRate, adapt, adaptive_rate, check_adaptive_rate
 from fedhyper_jax.hypergradient._server import (
     HypergradientState,
     TrackedHypergradientState,
@@ -18,8 +18,10 @@ __all__ = [
     "TrackedHypergradientState",
     "adapt",
     "adaptive_rate",
+    "check_adaptive_rate",
     "global_rate",
     "local_rate",
+    "local_transform",
     "scale_by_hypergradient",
     "scale_by_local_hypergradient",
     "track_hypergradient",

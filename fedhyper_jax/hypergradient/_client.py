@@ -70,7 +70,7 @@ def scale_by_local_hypergradient(
     Reference:
       Wang, Wang, Li, `FedHyper <https://arxiv.org/abs/2310.03156>`_, ICLR 2024, eq. 19-20.
     """
-    _rule.check(initial_rate, hyper_rate, bounds)
+    _rule.check_adaptive_rate(initial_rate, hyper_rate, bounds)
     _validate.non_negative(global_weight=global_weight)
     return local_transform(initial_rate, hyper_rate, bounds, global_weight)
 

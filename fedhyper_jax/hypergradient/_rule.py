@@ -39,7 +39,7 @@ def adaptive_rate(initial_rate, hyper_rate, bounds, dtype) -> AdaptiveRate:
     return AdaptiveRate(*(jnp.asarray(value, dtype) for value in (initial_rate, hyper_rate, lower, upper)))
 
 
-def check(initial_rate, hyper_rate, bounds, **names: str) -> None:
+def check_adaptive_rate(initial_rate, hyper_rate, bounds, **names: str) -> None:
     """Raises ValueError unless rate > 0, κ ≥ 0 and 0 ≤ lower ≤ rate ≤ upper; ``names`` as in `_validate.bounds`."""
     _validate.positive(**{names.get("rate_name", "initial_rate"): initial_rate})
     _validate.non_negative(hyper_rate=hyper_rate)

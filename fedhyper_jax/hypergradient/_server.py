@@ -111,7 +111,7 @@ def track_hypergradient(initial_rate, hyper_rate=1.0, bounds=(0.0, math.inf)) ->
 
 
 def _hypergradient_transform(state_type, scales: bool, initial_rate, hyper_rate, bounds):
-    _rule.check(initial_rate, hyper_rate, bounds)
+    _rule.check_adaptive_rate(initial_rate, hyper_rate, bounds)
 
     def init_fn(params):
         rate = _rule.adaptive_rate(initial_rate, hyper_rate, bounds, _tree.accumulator_dtype(params))

@@ -6,14 +6,13 @@ from typing import Any
 import optax
 
 from fedhyper_jax import _validate
-from fedhyper_jax.algorithms.fedhyper import SCHEDULERS, fedhyper_parts
 from fedhyper_jax.base import FederatedAlgorithm, LossFunction
-from fedhyper_jax.cohort import Strategy
-from fedhyper_jax.data.batches import LocalWork
+from fedhyper_jax.data import LocalWork
+from fedhyper_jax.engine import Strategy, federated_algorithm
 from fedhyper_jax.methods._parts import Parts
 from fedhyper_jax.methods._table import METHODS
-from fedhyper_jax.rates import SCHEDULE_ROUNDS, as_rate_rule
-from fedhyper_jax.server import federated_algorithm
+from fedhyper_jax.methods.fedhyper import SCHEDULERS, fedhyper_parts
+from fedhyper_jax.parts import rates
 
 
 def parse_method(name: str) -> tuple[str, ...]:
@@ -71,7 +70,7 @@ def make_method(
     server_optimizer: optax.GradientTransformation | None = None,
     client_optimizer: optax.GradientTransformation | None = None,
     strategy: str | Strategy = "vectorized",
-    schedule_rounds: int = SCHEDULE_ROUNDS,
+    schedule_rounds: int = rates.SCHEDULE_ROUNDS,
     **options: Any,
 ) -> FederatedAlgorithm:
     """Makes an algorithm by name; names joined by '+' compose.
@@ -140,7 +139,7 @@ def make_method(
     merged.setdefault("global_rate", given.get("global_rate"))
     merged.setdefault("local_rate", local_rate)
     for rate in ("global_rate", "local_rate"):
-        merged[rate] = as_rate_rule(merged[rate], rounds=schedule_rounds, name=rate)
+        merged[rate] = rates.as_rate_rule(merged[rate], rounds=schedule_rounds, name=rate)
     return federated_algorithm(loss_fn, work=work, client_optimizer=client_optimizer, strategy=strategy, **merged)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import optax
 
-from fedhyper_jax import _validate, client_rules, rates, server_optimizers, terms
-from fedhyper_jax.algorithms.fedavg import exponential_decay
-from fedhyper_jax.algorithms.reference import reference_parts
+from fedhyper_jax import _validate
+from fedhyper_jax.methods.fedavg import exponential_decay
+from fedhyper_jax.methods.reference import reference_parts
+from fedhyper_jax.parts import client_rules, rates, server_optimizers, terms
 
 Parts = dict[str, Any]
 """Arguments of `federated_algorithm`; ``"terms"`` of several methods are joined, any other may come from one only."""

@@ -5,9 +5,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from fedhyper_jax import server_optimizers
 from fedhyper_jax.methods import _parts
 from fedhyper_jax.methods._parts import Parts
+from fedhyper_jax.parts import server_optimizers
 
 KINDS = ("FedHyper", "global rate", "local rate", "server step", "client drift", "client step", "authors' code")
 

@@ -11,12 +11,12 @@ import types
 import jax
 import numpy as np
 import pytest
-
-from fedhyper_jax import bench
 from fedhyper_jax.bench import jobs, suite
 from fedhyper_jax.cli import main
-from fedhyper_jax.data import local_epochs, pack
 from fedhyper_jax.losses import cross_entropy
+
+from fedhyper_jax import bench
+from fedhyper_jax.data import local_epochs, pack
 from fedhyper_jax.models import logistic
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fedhyper_jax.losses import cross_entropy
 
 from fedhyper_jax import fedhyper, simulate
 from fedhyper_jax.data import (
@@ -17,7 +18,6 @@ from fedhyper_jax.data import (
     procedural_clients,
     procedural_logistic,
 )
-from fedhyper_jax.losses import cross_entropy
 from fedhyper_jax.models import logistic
 
 SMALL = {"num_features": 4, "num_classes": 3, "median_examples": 6.0, "max_examples": 30}

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fedhyper_jax.losses import cross_entropy
 
 from fedhyper_jax import fedhyper, simulate
 from fedhyper_jax.data import local_steps
-from fedhyper_jax.losses import cross_entropy
 from fedhyper_jax.models import cnn, compute_in, mlp
 
 

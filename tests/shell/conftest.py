@@ -4,7 +4,6 @@ import contextlib
 import io
 
 import pytest
-
 from fedhyper_jax.cli import main
 
 TINY = ["--clients", "20", "--cohort-size", "4", "--local-steps", "2", "--batch-size", "8", "--hidden", "8", "--quiet"]

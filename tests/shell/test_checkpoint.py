@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from fedhyper_jax.checkpoint import load_parameters, save_parameters
+
 from fedhyper_jax.models import make_model
 
 

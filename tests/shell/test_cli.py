@@ -7,8 +7,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-
-from fedhyper_jax import cli
 from fedhyper_jax.checkpoint import load_parameters
 from fedhyper_jax.cli import main
 from fedhyper_jax.compare import compare
@@ -16,6 +14,8 @@ from fedhyper_jax.config import ConfigError, RunSettings, load_config
 from fedhyper_jax.experiment import build_experiment
 from fedhyper_jax.presets import PRESETS, preset_config
 from fedhyper_jax.records import prepare_folder, read_notes, read_records, read_summary
+
+from fedhyper_jax import cli
 
 from .conftest import RUN, TINY
 

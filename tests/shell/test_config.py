@@ -5,7 +5,6 @@ import typing
 import jax
 import jax.numpy as jnp
 import pytest
-
 from fedhyper_jax.config import (
     CompareConfig,
     ConfigError,

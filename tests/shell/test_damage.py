@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-
 from fedhyper_jax.cli import main
 
 TINY = "--rounds 2 --clients 5 --cohort-size 2 --local-steps 1 --batch-size 4 --no-evaluate-clients --quiet".split()

@@ -7,11 +7,11 @@ import sys
 
 import numpy as np
 import pytest
-
-from fedhyper_jax import launch
 from fedhyper_jax.cli import main
 from fedhyper_jax.config import ConfigError
 from fedhyper_jax.records import read_records, read_summary
+
+from fedhyper_jax import launch
 
 QUICK = ["--model", "logistic", "--clients", "12", "--no-evaluate-clients", "--rounds", "3", "--local-epochs", "1"]
 RUN = ["run", *QUICK, "--quiet", "--cohort-size", "5", "--method", "G+CL", "--local-rate", "0.1"]

@@ -5,9 +5,6 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import pytest
-from rich.cells import cell_len
-
-from fedhyper_jax import cli
 from fedhyper_jax.cli import main
 from fedhyper_jax.config import (
     CompareConfig,
@@ -28,9 +25,12 @@ from fedhyper_jax.experiment import (
     given_options,
 )
 from fedhyper_jax.method_pages import _code, _escaped
-from fedhyper_jax.methods import KINDS, METHODS, method_options
 from fedhyper_jax.plots import Line, _distinct, _marks
 from fedhyper_jax.records import read_records
+from rich.cells import cell_len
+
+from fedhyper_jax import cli
+from fedhyper_jax.methods import KINDS, METHODS, method_options
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "methods.md"
 SMALL = {"data": DataConfig(clients=20), "model": ModelConfig(name="logistic")}

@@ -2,7 +2,6 @@ import json
 
 import matplotlib.image
 import pytest
-
 from fedhyper_jax.config import CompareConfig, ConfigError, RunConfig
 from fedhyper_jax.plots import plot_folder
 from fedhyper_jax.records import append_records, prepare_folder

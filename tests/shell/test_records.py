@@ -4,8 +4,6 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from fedhyper_jax.base import RoundInfo
 from fedhyper_jax.config import ConfigError, RunConfig
 from fedhyper_jax.records import (
     append_records,
@@ -17,6 +15,8 @@ from fedhyper_jax.records import (
     write_summary,
 )
 from fedhyper_jax.simulation import History
+
+from fedhyper_jax.base import RoundInfo
 
 
 def test_an_earlier_run_is_replaced_only_on_request(tmp_path):

@@ -1,9 +1,8 @@
 import io
 
 import pytest
-from rich.console import Console
-
 from fedhyper_jax.report import print_comparison, remarks, speed_up_text, summarise_cells, summarise_records
+from rich.console import Console
 
 
 def records(accuracies, **fields):

@@ -1,0 +1,198 @@
+"""From parts to an algorithm: the pair (init, round)."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedhyper_jax import _validate
+from fedhyper_jax.base import RATE_ROWS, FederatedAlgorithm, LossFunction, Params, ServerState, current_params
+from fedhyper_jax.data import Cohort, LocalWork, check_client_ids
+from fedhyper_jax.engine.checks import (
+    as_optimizer,
+    as_parameters,
+    check_parts,
+    check_populations,
+    check_state,
+    populations_of,
+)
+from fedhyper_jax.engine.diagnoses import warn_of_slow_convolutions
+from fedhyper_jax.engine.round import make_round
+from fedhyper_jax.engine.strategies import Strategy, parse_strategy, place
+from fedhyper_jax.parts import (
+    Aggregator,
+    ClientRule,
+    FailureModel,
+    Guard,
+    LocalTerm,
+    Parts,
+    RateRule,
+    aggregators,
+    client_rules,
+    failures,
+    guards,
+)
+
+WEIGHTINGS = ("examples", "uniform")
+INNER_PRODUCTS = ("pseudo_gradient", "applied")
+EVALUATIONS = ("last", "mean_of_last_two")
+
+
+def federated_algorithm(
+    loss_fn: LossFunction,
+    *,
+    work: LocalWork,
+    global_rate: RateRule,
+    local_rate: RateRule,
+    client_rule: ClientRule | None = None,
+    terms: Sequence[LocalTerm] = (),
+    server_optimizer: optax.GradientTransformation | None = None,
+    client_optimizer: optax.GradientTransformation | None = None,
+    weighting: str = "examples",
+    inner_product: str = "pseudo_gradient",
+    evaluate_at: str = "last",
+    client_rates_of: int | None = None,
+    aggregator: Aggregator | None = None,
+    failure_model: FailureModel | None = None,
+    guard: Guard | None = None,
+    strategy: str | Strategy = "vectorized",
+) -> FederatedAlgorithm:
+    r"""Assembles an algorithm from the rules of its rates, its terms and its optimizers.
+
+    Every algorithm here is made by it.
+
+    .. math::
+      \Delta^t = \sum_m p_m (w^t - w_m^t), \qquad
+      w^{t+1} = w^t + \alpha^t \, \mathrm{server\_optimizer}(\Delta^t), \qquad
+      w_m^{k+1} = w_m^k + \beta_m^k \, \mathrm{client\_optimizer}(g_m^k)
+
+    A client whose update, loss or rate is not finite is left out and counted, the weights p_m renormalised over the
+    others. Where nobody is left, or the server's own step is not finite, the round changes nothing but the round number
+    (and what a schedule makes of it).
+
+    Args:
+      loss_fn: ``(params, batch) -> per-example losses (B,)``.
+      work: what clients do in a round, `local_epochs` or `local_steps`.
+      global_rate: rule of α, see `fedhyper_jax.rates`.
+      local_rate: rule of the broadcast β.
+      client_rule: rule of β between local steps, see `fedhyper_jax.client_rules`; the broadcast rate if None.
+      terms: what the method adds to local objective and aggregation, see `fedhyper_jax.terms`; in any order.
+      server_optimizer: used as it stands, own sign and rate included; ``optax.sgd(1.0)`` if None. It is handed the
+        extra arguments ``value`` (mean loss of the clients), ``gradient`` (Δ^t) and ``global_rate`` (α^t).
+      client_optimizer: likewise, its state afresh each round; see `client.Trainer` for its extra arguments.
+      weighting: p_m by ``"examples"`` (n_m / Σ n) or ``"uniform"``.
+      inner_product: what the rules of both rates are fed: ``"pseudo_gradient"``, ⟨Δ^t, Δ^{t-1}⟩, or ``"applied"``,
+        ⟨Δ^t, u^{t-1}⟩ with u = −server_optimizer(Δ), the hypergradient of the step that was taken.
+      evaluate_at: ``"last"`` iterate or ``"mean_of_last_two"``.
+      client_rates_of: population whose clients keep their own rates from round to round, starting at β^0; None: every
+        client starts from the broadcast rate.
+      aggregator: how client updates become one, see `fedhyper_jax.parts.aggregators`; their mean if None.
+      failure_model: what goes wrong with clients, see `fedhyper_jax.parts.failures`; nothing if None.
+      guard: whether a round counts, see `fedhyper_jax.parts.guards`; if None, unless its step is not finite.
+      strategy: 'vectorized', 'sequential', 'chunked(c)', 'sharded(...)' or 'debug', see `fedhyper_jax.cohort`; speed
+        only.
+
+    Returns:
+      The pair (init, round), and which parameters to evaluate.
+
+    Raises:
+      ValueError: unknown names, something that is not an optimizer, parts that have no meaning together (the message
+        says why). ``init`` refuses parameters that are not floating-point or not finite, ``round`` states of other
+        algorithms, other populations and impossible cohorts.
+      TypeError: something that is not a `LocalWork`.
+
+    Example:
+      >>> import optax
+      >>> from fedhyper_jax.data import local_steps
+      >>> from fedhyper_jax.rates import hypergradient, scheduled
+      >>> from fedhyper_jax.terms import proximal
+      >>> def loss_fn(w, batch): return (w - batch["x"]) ** 2
+      >>> algorithm = federated_algorithm(  # FedProx with FedHyper-G and a local rate that decays
+      ...     loss_fn,
+      ...     work=local_steps(5, batch_size=8),
+      ...     global_rate=hypergradient(1.0, bounds=(1 / 3, 3.0)),
+      ...     local_rate=scheduled(optax.exponential_decay(0.1, 1, 0.99)),
+      ...     terms=[proximal(0.1)],
+      ... )
+      >>> float(algorithm.init(0.5).global_rate.rate)
+      1.0
+    """
+    if not isinstance(work, LocalWork):
+        raise TypeError(f"work must come from local_epochs(...) or local_steps(...), got {work!r}")
+    _validate.one_of(WEIGHTINGS, weighting=weighting)
+    _validate.one_of(INNER_PRODUCTS, inner_product=inner_product)
+    _validate.one_of(EVALUATIONS, evaluate_at=evaluate_at)
+    strategy = parse_strategy(strategy)
+    parts = Parts(
+        global_rate=global_rate,
+        local_rate=local_rate,
+        client_rule=client_rules.broadcast_rate() if client_rule is None else client_rule,
+        # FedCM mixes the gradient of the loss, so it comes first; all others add, in any order.
+        terms=tuple(sorted(terms, key=lambda term: not getattr(term, "mixes_loss", False))),
+        server_optimizer=as_optimizer(server_optimizer, name="server_optimizer"),
+        client_optimizer=as_optimizer(client_optimizer, name="client_optimizer"),
+        aggregator=aggregators.mean() if aggregator is None else aggregator,
+        failures=failures.none() if failure_model is None else failure_model,
+        guard=guards.finite() if guard is None else guard,
+        weighting=weighting,
+        inner_product=inner_product,
+        evaluate_at=evaluate_at,
+        client_rates_of=client_rates_of,
+    )
+    check_parts(parts)
+    populations = populations_of(parts)
+
+    init = functools.partial(_initial_state, parts, strategy)
+    one_round = make_round(parts, loss_fn, work, strategy)
+
+    def round_fn(key, state: ServerState, cohort: Cohort):
+        check_client_ids(cohort.client_ids, cohort.data.population)
+        check_state(state, init)
+        check_populations(populations, cohort.data.population)
+        return one_round(key, state, cohort)
+
+    return FederatedAlgorithm(
+        init=init,
+        round=round_fn,
+        evaluated_params=mean_of_last_two if evaluate_at == "mean_of_last_two" else current_params,
+        diagnose=functools.partial(warn_of_slow_convolutions, loss_fn, work),
+    )
+
+
+def _initial_state(parts: Parts, strategy: Strategy, params: Params) -> ServerState:
+    """The state before round 0."""
+    params = as_parameters(params)
+    local_rate = parts.local_rate.init(params)
+    clients = {
+        term.name: jax.tree.map(
+            lambda leaf, rows=term.population: jnp.broadcast_to(leaf, (rows, *leaf.shape)), term.row(params)
+        )
+        for term in parts.terms
+        if term.population is not None
+    }
+    if parts.client_rates_of is not None:
+        clients[RATE_ROWS] = jnp.full(parts.client_rates_of, local_rate.rate)
+    state = ServerState(
+        round=jnp.zeros((), jnp.int32),
+        params=params,
+        global_rate=parts.global_rate.init(params),
+        local_rate=local_rate,
+        client_rule=parts.client_rule.init(params),
+        pseudo_gradient=optax.tree.zeros_like(params),
+        server_optimizer=parts.server_optimizer.init(params),
+        terms={term.name: term.shared(params) for term in parts.terms},
+        clients=clients,
+        aggregator=parts.aggregator.init(params),
+        failures=parts.failures.init(params),
+        guard=parts.guard.init(params),
+        direction=optax.tree.zeros_like(params) if parts.inner_product == "applied" else (),
+        previous_params=params if parts.evaluate_at == "mean_of_last_two" else (),
+    )
+    return place(strategy, state)
+
+
+def mean_of_last_two(state: ServerState) -> Params:
+    """(w^t + w^{t-1}) / 2: what FedExP evaluates."""
+    return jax.tree.map(lambda now, before: (now + before) / 2, state.params, state.previous_params)

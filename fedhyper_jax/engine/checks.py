@@ -1,0 +1,166 @@
+"""What an algorithm refuses: parts without a meaning together, impossible parameters, foreign states."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from fedhyper_jax import _validate
+from fedhyper_jax.base import RATE_ROWS, Params, ServerState
+from fedhyper_jax.parts import LocalTerm, Parts
+
+
+def _check_terms(terms: tuple[LocalTerm, ...]) -> None:
+    """Raises ValueError for terms that cannot stand side by side."""
+    for term in terms:
+        if not isinstance(term, LocalTerm):
+            raise ValueError(f"terms must be LocalTerm, as made by terms.proximal(0.1), got {term!r}")
+    names = [term.name for term in terms]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"terms has {name!r} twice; give it once, with the weight you want")
+    defining = [term for term in terms if term.defines_step]
+    if len(defining) > 1:
+        reasons = "; ".join(term.defines_step for term in defining)
+        names = f"{defining[0].name} and {defining[1].name}"
+        raise ValueError(f"{names} each define the server's step: {reasons}; use one")
+
+
+def check_parts(parts: Parts) -> None:
+    """Raises ValueError, with the reason, for parts that have no meaning together."""
+    _check_terms(parts.terms)
+    _check_steps(parts)
+    _check_mean(parts)
+    for term in parts.terms:
+        if term.uniform_only and parts.weighting != "uniform":
+            raise ValueError(f"{term.uniform_only}; use weighting='uniform'")
+    if parts.client_rates_of is not None:
+        _validate.positive_integer(population=parts.client_rates_of)
+        if not parts.client_rule.moves or not parts.local_rate.by_round:
+            raise ValueError(
+                "per-client rates need a client rule that moves them (CL) and no rule of the server that does (SL)"
+            )
+
+
+def _check_steps(parts: Parts) -> None:
+    """What rules and terms ask of the clients' steps."""
+    optimizer, rule = parts.client_optimizer, parts.client_rule
+    plain = is_plain_sgd(optimizer)
+    if rule.plain_sgd_only and not plain:
+        raise ValueError(f"{rule.plain_sgd_only}: leave client_optimizer out")
+    turning = next((term for term in parts.terms if term.direction is not None), None)
+    if rule.plain_sgd_only and turning:
+        raise ValueError(f"{rule.plain_sgd_only}, but {turning.name} changes the direction; use one of the two")
+    for term in parts.terms:
+        if rule.bounded_below_only and term.unbounded_below:
+            raise ValueError(
+                f"{rule.bounded_below_only}, but {term.name} adds a linear term, which has none; "
+                "use another rule of the local rate, e.g. delta_sgd"
+            )
+        if term.needs_plain_sgd and not plain:
+            raise ValueError(f"{term.needs_plain_sgd}; leave client_optimizer out")
+        if term.needs_displacement and turning:
+            raise ValueError(f"{term.needs_displacement}, but {turning.name} changes the direction; use one of the two")
+        if term.needs_displacement and not is_linear(optimizer):
+            raise ValueError(
+                f"{term.needs_displacement}, which only a linear client optimizer gives (SGD, momentum), not one whose "
+                "step depends on the size of gradients; use optax.sgd(1.0, momentum=…)"
+            )
+
+
+def _check_mean(parts: Parts) -> None:
+    """Who presumes that the pseudo-gradient is a weighted mean of client updates, and who makes it none."""
+    rules = (parts.global_rate, parts.local_rate)
+    presuming = [rule.mean_only for rule in rules if rule.mean_only]
+    for reason in [term.offsets_mean for term in parts.terms if term.offsets_mean]:
+        if presuming:
+            raise ValueError(f"{presuming[0]}, but {reason}; use one of the two")
+    presuming += [term.defines_step for term in parts.terms if term.defines_step]
+    if parts.aggregator.not_a_mean and presuming:
+        raise ValueError(f"{presuming[0]}, but {parts.aggregator.not_a_mean}; use one of the two")
+
+
+def populations_of(parts: Parts) -> dict[str, int]:
+    """Number of rows that the parts keep, by name."""
+    populations = {term.name: term.population for term in parts.terms if term.population is not None}
+    return populations if parts.client_rates_of is None else {**populations, RATE_ROWS: parts.client_rates_of}
+
+
+def check_populations(populations: dict[str, int], population: int) -> None:
+    """Raises ValueError where rows and data are of different populations."""
+    for name, rows in populations.items():
+        if rows != population:
+            raise ValueError(
+                f"{name} keeps {rows} clients, but the data set has {population}; "
+                f"make the algorithm with population={population}"
+            )
+
+
+def is_plain_sgd(optimizer: optax.GradientTransformationExtraArgs) -> bool:
+    """Whether an optimizer's update is −gradient, step after step; True where that is known only when it runs."""
+    gradients = (1.0, -3.0, 0.5)
+    return all(
+        _validate.is_traced(u) or float(u) == -g for u, g in zip(_play(optimizer, gradients), gradients, strict=True)
+    )
+
+
+def is_linear(optimizer: optax.GradientTransformationExtraArgs) -> bool:
+    """Whether an optimizer's updates are sums of its gradients with fixed weights ≤ 0; True where not known."""
+    sequences = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (2.0, -3.0, 0.0, 0.0))
+    first, second, mixed = (_play(optimizer, sequence) for sequence in sequences)
+    if any(_validate.is_traced(*updates) for updates in (first, second, mixed)):
+        return True
+    return all(
+        max(a, b) <= 0 and abs(c - (2 * a - 3 * b)) <= 1e-5 for a, b, c in zip(first, second, mixed, strict=True)
+    )
+
+
+def _play(optimizer: optax.GradientTransformationExtraArgs, gradients: tuple[float, ...]) -> list[Array]:
+    """The updates of one number that starts at 0 and stays there."""
+    params = jnp.zeros(())
+    state, updates = optimizer.init(params), []
+    for gradient in gradients:
+        gradient = jnp.asarray(gradient)
+        extra = {"value": gradient, "gradient": gradient, "value_fn": lambda p: p, "global_update": params}
+        update, state = optimizer.update(gradient, state, params, **extra)
+        updates.append(update)
+    return updates
+
+
+def as_optimizer(optimizer, *, name: str) -> optax.GradientTransformationExtraArgs:
+    """An optax optimizer, or anything with init and update (``optax.MultiSteps``), accepting extra arguments."""
+    optimizer = optax.sgd(1.0) if optimizer is None else optimizer
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(f"{name} must be an optax optimizer, got {optimizer!r}; call its factory, e.g. optax.sgd(1.0)")
+    return optax.with_extra_args_support(optimizer)
+
+
+def as_parameters(params: Params) -> Params:
+    """Parameters as arrays whose types are those that a round returns, so that the first round is no special case."""
+
+    def as_leaf(path, leaf):
+        dtype = jax.dtypes.canonicalize_dtype(jnp.result_type(leaf))
+        where = f"params{jax.tree_util.keystr(path)}"
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"{where} must be floating-point, got dtype {dtype}; keep what is not trained in the model"
+            )
+        if not _validate.is_traced(leaf) and not bool(jnp.all(jnp.isfinite(jnp.asarray(leaf, dtype)))):
+            raise ValueError(f"{where} has NaN or infinite entries; start from finite parameters")
+        return jax.lax.convert_element_type(leaf, dtype)  # strips weak types
+
+    if not jax.tree.leaves(params):
+        raise ValueError(f"params has no arrays, got {params!r}; give what model.init returned")
+    return jax.tree_util.tree_map_with_path(as_leaf, params)
+
+
+def check_state(state: ServerState, init: Callable[[Params], ServerState]) -> None:
+    """Raises ValueError, while tracing, for the state of an algorithm built otherwise."""
+    expected, given = jax.tree.structure(jax.eval_shape(init, state.params)), jax.tree.structure(state)
+    if expected != given:
+        raise ValueError(
+            "state does not belong to this algorithm (other schedulers or optimizers); make it with "
+            f"algorithm.init(params).\nExpected {expected}\ngot {given}"
+        )

@@ -1,0 +1,214 @@
+"""Local training: a pure loop over a client's local steps with the learning rate in the carry."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from fedhyper_jax import _tree
+from fedhyper_jax.base import Batch, LossFunction, Params, PyTree
+from fedhyper_jax.data import Batches
+from fedhyper_jax.engine.strategies import Loop, compiled_loop
+from fedhyper_jax.parts import (
+    ClientFacts,
+    ClientResult,
+    ClientRule,
+    Contribution,
+    LocalTerm,
+    Outcome,
+    RateReport,
+    TermContext,
+)
+from fedhyper_jax.tasks import check_per_example
+
+
+class _Carry(NamedTuple):
+    params: Params
+    optimizer: PyTree
+    rate: PyTree
+    loss: Float[Array, ""]
+    examples: Int[Array, ""]
+    displacement: PyTree  # _Displacement where a term asks for it
+
+
+class _Displacement(NamedTuple):
+    """A client of one parameter that starts at 0 and whose every loss gradient is 1."""
+
+    optimizer: PyTree
+    position: Float[Array, ""]
+    rate_sum: Float[Array, ""]
+
+
+class Trainer(NamedTuple):
+    """What is the same for every client.
+
+    Attributes:
+      loss_fn: ``(params, batch) -> per-example losses``.
+      optimizer: the clients' optax optimizer, its state afresh each round; its updates descend (−g for plain SGD). It
+        and the rule get the extra arguments ``value`` (the local objective on the batch), ``gradient``, ``value_fn``
+        (the same objective as a function of the parameters) and ``global_update`` (Δ^{t-1}).
+      rule: how the rate moves; its products are taken of what the optimizer is fed.
+      terms: what the method adds to the objective.
+    """
+
+    loss_fn: LossFunction
+    optimizer: optax.GradientTransformationExtraArgs
+    rule: ClientRule
+    terms: tuple[LocalTerm, ...]
+
+    @property
+    def measures_displacement(self) -> bool:
+        """Whether a term asks for a_m."""
+        return any(term.needs_displacement for term in self.terms)
+
+
+class Trained(NamedTuple):
+    """What came of a client's local training."""
+
+    contributions: tuple[Contribution, ...]  # one a term
+    result: ClientResult  # its update is the one that is averaged: Δ_m = w − w_m, unless a term changed it
+    rate_report: RateReport
+
+    def is_finite(self, update: Params) -> Bool[Array, ""]:
+        """Whether all numbers are, those of the update as it arrives included."""
+        sent = [(c.mean, c.total, c.row) for c in self.contributions]
+        return _tree.is_finite((update, sent, self.result.loss, self.result.rate))
+
+
+class Broadcast(NamedTuple):
+    """What a client starts a round from."""
+
+    params: Params  # w^t
+    rate: Float[Array, ""]
+    settings: PyTree  # of the client rule
+    pseudo_gradient: Params  # Δ^{t-1}
+    shared: dict[str, PyTree]  # the terms' states on the server
+    rows: dict[str, PyTree]  # the client's rows
+
+
+def train_client(
+    trainer: Trainer,
+    broadcast: Broadcast,
+    *,
+    fetch: Callable[[Int[Array, " batch"]], Batch],
+    batches: Batches,
+    whole: Callable[[], Batches],
+    facts: ClientFacts,
+    num_steps: int | Int[Array, ""],
+    loop: Loop = compiled_loop,
+) -> Trained:
+    """Trains one client for one round: w_m^{k+1} = w_m^k + β_m^k · optimizer(g_m^k), from w_m^0 = w.
+
+    Args:
+      trainer: what is the same for every client.
+      broadcast: what the client starts from.
+      fetch: gives the examples that a batch names.
+      batches: the client's batches.
+      whole: gives batches that hold each of the client's examples once.
+      facts: what is known of the client.
+      num_steps: steps to run, at least K_m; those from K_m on leave parameters, optimizer and rate as they are. Where
+        it is a Python number, all clients are known to take just so many, and nothing is masked.
+      loop: how steps are repeated.
+
+    Returns:
+      What came of it.
+    """
+    loss_fn, optimizer, rule, terms = trainer
+    params, rate, settings, pseudo_gradient, shared, rows = broadcast
+    transform = rule.transform(settings, rate, facts)
+    masks_steps = not isinstance(num_steps, int)
+    contexts = [TermContext(params, shared[term.name], rows.get(term.name, ()), facts) for term in terms]
+
+    def batch_loss(params, rows, mask):
+        """Mean and sum of the losses of a masked batch."""
+        losses = loss_fn(params, fetch(rows))
+        check_per_example(losses, len(mask), name="loss_fn")
+        total = jnp.sum(jnp.where(mask, losses, 0.0))
+        return total / jnp.maximum(jnp.sum(mask, dtype=jnp.int32), 1), total
+
+    def step(k, carry: _Carry) -> _Carry:
+        rows, mask = batches.at(k)
+
+        def objective(params):
+            value, total = batch_loss(params, rows, mask)
+            for term, context in zip(terms, contexts, strict=True):
+                if term.objective is not None:
+                    value = term.objective(value, params, context)
+            return value, total
+
+        (value, total), gradient = jax.value_and_grad(objective, has_aux=True)(carry.params)
+        for term, context in zip(terms, contexts, strict=True):
+            if term.direction is not None:
+                gradient = term.direction(gradient, carry.params, context)
+        extra = {
+            "value": value,
+            "gradient": gradient,
+            "value_fn": lambda params: objective(params)[0],
+            "global_update": pseudo_gradient,
+        }
+        direction, optimizer_state = optimizer.update(gradient, carry.optimizer, carry.params, **extra)
+        updates, rate_state = transform.update(direction, carry.rate, carry.params, **extra)
+        new = _Carry(
+            params=optax.apply_updates(carry.params, updates),
+            optimizer=optimizer_state,
+            rate=rate_state,
+            loss=carry.loss + total.astype(carry.loss.dtype),
+            examples=carry.examples + jnp.sum(mask, dtype=jnp.int32),
+            displacement=_advance(carry.displacement, rate_state.rate) if trainer.measures_displacement else (),
+        )
+        return _tree.select(k < batches.num_steps, new, carry) if masks_steps else new
+
+    def _advance(displacement: _Displacement, rate) -> _Displacement:
+        curvature = sum(term.curvature(c) for term, c in zip(terms, contexts, strict=True) if term.curvature)
+        gradient = 1 + curvature * displacement.position
+        extra = {"value": gradient, "gradient": gradient, "value_fn": lambda p: p, "global_update": gradient}
+        update, state = optimizer.update(gradient, displacement.optimizer, displacement.position, **extra)
+        return _Displacement(state, displacement.position + rate * update, displacement.rate_sum + rate)
+
+    zero = jnp.zeros((), rate.dtype)
+    start = _Carry(
+        params=params,
+        optimizer=optimizer.init(params),
+        rate=transform.init(params),
+        loss=zero,
+        examples=jnp.zeros((), jnp.int32),
+        displacement=_Displacement(optimizer.init(zero), zero, zero) if trainer.measures_displacement else (),
+    )
+    end = loop(num_steps, step, start)
+
+    def full_gradient():
+        every = whole()
+
+        def one_batch(k, carry):
+            total, count = carry
+            rows, mask = every.at(k)
+            gradient = jax.grad(lambda p: batch_loss(p, rows, mask)[1])(params)
+            total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, gradient)
+            return total, count + jnp.sum(mask, dtype=jnp.int32)
+
+        zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, _tree.accumulator_dtype(w)), params)
+        total, count = compiled_loop(every.num_steps, one_batch, (zeros, jnp.zeros((), jnp.int32)))
+        return jax.tree.map(lambda t: t / jnp.maximum(count, 1).astype(t.dtype), total)
+
+    update = _tree.subtract(params, end.params)
+    rate_sum, displacement = (
+        (end.displacement.rate_sum, -end.displacement.position) if end.displacement else (zero, zero)
+    )
+    curved = any(term.curvature for term in terms)
+    outcome = Outcome(update, rate_sum, displacement, curved, full_gradient)
+    contributions = [term.finish(outcome, context) for term, context in zip(terms, contexts, strict=True)]
+    # Only a term that defines the step changes what is averaged, and there is one of them at most.
+    averaged = next((c.update for t, c in zip(terms, contributions, strict=True) if t.defines_step), update)
+    result = ClientResult(
+        update=averaged,
+        rate=end.rate.rate,
+        rate_state=end.rate,
+        loss=end.loss,
+        examples=end.examples,
+        num_steps=batches.num_steps,
+        batch_loss=lambda k, params: batch_loss(params, *batches.at(k))[0],
+    )
+    return Trained(tuple(contributions), result, rule.report(end.rate))

@@ -1,0 +1,77 @@
+"""What a round records of itself."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from fedhyper_jax import _tree
+from fedhyper_jax.base import RATE_ROWS, RoundInfo, ServerState
+from fedhyper_jax.engine.plan import Plan
+from fedhyper_jax.engine.step import Step
+from fedhyper_jax.engine.train import ClientRecord, over
+from fedhyper_jax.parts import Gathered, Parts, RateReport, Traffic, Verdict
+
+
+def observe(
+    parts: Parts,
+    state: ServerState,
+    new_state: ServerState,
+    plan: Plan,
+    gathered: Gathered,
+    records: ClientRecord,
+    step: Step,
+    verdict: Verdict,
+) -> RoundInfo:
+    """The numbers of a round; `RoundInfo` says what each is."""
+    # Of a step that left the numbers of the dtype nobody is said to have taken part.
+    alive = records.alive & verdict.finite
+    someone, over_participants = jnp.any(alive), functools.partial(over, alive)
+    product = step.feedback.inner_product
+    global_report, local_report = (_tree.select(someone, report, RateReport.none()) for report in step.reports)
+    client_reports = jax.tree.map(over_participants, records.rate_report)
+    nan = jnp.full((), jnp.nan, product.dtype)
+    client_rates = jnp.where(alive, records.rate, nan)
+    participants, started, lost = (jnp.sum(x, dtype=jnp.int32) for x in (alive, plan.started, records.lost))
+    sent = _traffic(parts, state, gathered)
+    return RoundInfo(
+        round=state.round,
+        global_rate=new_state.global_rate.rate,
+        local_rate=state.local_rate.rate,
+        inner_product=jnp.where(someone, product, nan),
+        pseudo_gradient_norm=jnp.where(someone, _tree.norm(step.feedback.pseudo_gradient), nan),
+        client_rate_min=jnp.nanmin(client_rates),
+        client_rate_median=jnp.nanmedian(client_rates),
+        client_rate_max=jnp.nanmax(client_rates),
+        global_rate_updates=global_report.updates,
+        global_rate_clipped=global_report.clipped,
+        local_rate_updates=local_report.updates + client_reports.updates,
+        local_rate_clipped=local_report.clipped + client_reports.clipped,
+        # G and SL share one product.
+        non_finite_products=jnp.maximum(global_report.non_finite, local_report.non_finite) + client_reports.non_finite,
+        client_loss=jnp.where(someone, gathered.client_loss, nan),
+        participants=participants,
+        left_out=started - lost - participants,
+        not_started=plan.cohort_size - started,
+        lost=lost,
+        taken_back=(someone & ~verdict.accepted).astype(jnp.int32),
+        local_steps=over_participants(records.num_steps),
+        examples=over_participants(records.examples.astype(product.dtype)),
+        bytes_up=sent.up * participants.astype(product.dtype),
+        bytes_down=sent.down * started.astype(product.dtype),
+    )
+
+
+def _traffic(parts: Parts, state: ServerState, gathered: Gathered) -> Traffic:
+    """Bytes that one client sends and gets."""
+    model = float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params)))
+    scalar = state.local_rate.rate.dtype.itemsize
+    extra = [term.traffic(state.params) for term in parts.terms]
+    reported = len(jax.tree.leaves(gathered.reported))
+    broadcast_rate_bytes = 0 if RATE_ROWS in state.clients else scalar
+    return Traffic(
+        up=model + reported * scalar + sum(traffic.up for traffic in extra),
+        down=model * (1 + parts.client_rule.needs_pseudo_gradient)
+        + broadcast_rate_bytes
+        + sum(traffic.down for traffic in extra),
+    )

@@ -1,0 +1,315 @@
+"""Whole runs: `simulate`, one pure scan over rounds, and `run`, a host loop over such scans with callbacks."""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool
+
+from fedhyper_jax import _random, _validate
+from fedhyper_jax.base import FederatedAlgorithm, PyTree, RoundInfo, ServerState
+from fedhyper_jax.data import ClientData, Cohort, check_cohort_size
+from fedhyper_jax.engine.diagnoses import watch_idle_cores
+from fedhyper_jax.parts import Participation, rates
+from fedhyper_jax.parts import participation as participations
+from fedhyper_jax.tasks import Evaluation, EvaluationData
+
+
+class History(NamedTuple):
+    """What a run observed; every leaf has a leading axis of rounds."""
+
+    info: RoundInfo
+    evaluation: dict[str, Array]  # of the parameters after the round; NaN where not evaluated
+    evaluated: Bool[Array, " rounds"]
+
+
+class Schedule(NamedTuple):
+    """How the rounds of a run go, besides the algorithm; static under ``jit``."""
+
+    cohort_size: int
+    participation: Participation
+    evaluate: Evaluation | None
+    eval_every: int
+
+
+class Setting(NamedTuple):
+    """The arrays that all rounds of a run share."""
+
+    key: Array  # of the run
+    data: ClientData
+    evaluation_data: EvaluationData | None
+    participation: PyTree  # its settings
+    total_rounds: Array
+
+
+def simulate(
+    algorithm: FederatedAlgorithm,
+    key: Array,
+    state: ServerState,
+    data: ClientData,
+    *,
+    rounds: int,
+    cohort_size: int,
+    evaluate: Evaluation | None = None,
+    evaluation_data: EvaluationData | None = None,
+    eval_every: int = 1,
+    participation: Participation | None = None,
+    first_round: int | Array | None = None,
+    total_rounds: int | Array | None = None,
+    donate: bool = False,
+) -> tuple[ServerState, History]:
+    """Runs rounds as one compiled ``lax.scan``. Pure: jit it, vmap it over keys and states.
+
+    Args:
+      algorithm: the pair (init, round).
+      key: key of the run; cohorts and batches are derived from it, the round number and client ids.
+      state: from ``algorithm.init(params)``, or of an earlier call.
+      data: the federated data set.
+      rounds: number of rounds to run.
+      cohort_size: clients a round.
+      evaluate: see `evaluation.make_evaluation`.
+      evaluation_data: its data.
+      eval_every: evaluate after every so many rounds, and after the last of all.
+      participation: how cohorts are drawn, see `fedhyper_jax.parts.participation`; uniformly if None.
+      first_round: number of the first of these rounds, for `eval_every`; ``state.round`` if None, or 0 where that is
+        traced. An argument of its own, since under vmap ``state.round`` is batched and every round would evaluate.
+      total_rounds: length of the whole run; first_round + rounds if None.
+      donate: give the memory of ``state`` to the result; the arrays of ``state`` are gone afterwards. Worth it where
+        clients keep large rows.
+
+    Returns:
+      The last state and the `History`.
+
+    Raises:
+      ValueError: numbers that are not ≥ 1, a cohort larger than the population, a schedule shorter than the run, a
+        ``first_round`` that is not the state's.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from fedhyper_jax.algorithms import fedhyper
+      >>> from fedhyper_jax.data import local_epochs, pack
+      >>> data = pack({"x": np.array([[1.0], [3.0]])}, [np.array([0]), np.array([1])])
+      >>> def loss_fn(w, batch): return 0.5 * ((w - batch["x"]) ** 2).sum(axis=1)
+      >>> algorithm = fedhyper(loss_fn, "G+SL", work=local_epochs(1, batch_size=1), local_rate=0.05)
+      >>> state, history = simulate(
+      ...     algorithm, jax.random.key(0), algorithm.init(jax.numpy.zeros(1)), data, rounds=60, cohort_size=2)
+      >>> bool(abs(state.params[0] - 2.0) < 0.05), history.info.local_rate.shape
+      (True, (60,))
+    """
+    first_round = _first_round(state) if first_round is None else first_round
+    total_rounds = first_round + rounds if total_rounds is None else total_rounds
+    schedule = _schedule(cohort_size, participation, evaluate, eval_every)
+    _check_run(state, data, rounds, schedule, evaluation_data, first_round, total_rounds)
+    algorithm.diagnose(state, data)
+    setting = _setting(key, data, evaluation_data, schedule, total_rounds)
+    scan = _scan_rounds_in_place if donate else _scan_rounds
+    return scan(algorithm, schedule, setting, state, jnp.asarray(first_round, jnp.int32), rounds=rounds)
+
+
+def _schedule(
+    cohort_size: int, participation: Participation | None, evaluate: Evaluation | None, eval_every: int
+) -> Schedule:
+    return Schedule(
+        cohort_size, participations.uniform() if participation is None else participation, evaluate, eval_every
+    )
+
+
+def _setting(key: Array, data: ClientData, evaluation_data, schedule: Schedule, total_rounds) -> Setting:
+    settings = schedule.participation.init(data.population)
+    return Setting(key, data, evaluation_data, settings, jnp.asarray(total_rounds, jnp.int32))
+
+
+def _one_round(
+    algorithm: FederatedAlgorithm, schedule: Schedule, setting: Setting, state: ServerState, number, *, cond=lax.cond
+) -> tuple[ServerState, History]:
+    """A round and its evaluation, compiled or not: ``cond`` is `jax.lax.cond` or a plain choice."""
+    population = setting.data.population
+    cohort_key = _random.round_keys(setting.key, state.round).cohort
+    ids = schedule.participation.sample(cohort_key, setting.participation, population, schedule.cohort_size)
+    state, info = algorithm.round(setting.key, state, Cohort(data=setting.data, client_ids=ids))
+    done, evaluate = number + 1, schedule.evaluate
+    evaluated = (done % schedule.eval_every == 0) | (done == setting.total_rounds)
+    values = {}
+    if evaluate is not None:
+        skipped = _not_evaluated(evaluate, state.params, setting.evaluation_data)
+        values = cond(
+            evaluated,
+            lambda state: evaluate(algorithm.evaluated_params(state), setting.evaluation_data),
+            lambda _: skipped,
+            state,
+        )
+    return state, History(info=info, evaluation=values, evaluated=evaluated & (evaluate is not None))
+
+
+def _rounds(algorithm, schedule, setting, state, first_round, *, rounds):
+    one_round = functools.partial(_one_round, algorithm, schedule, setting)
+    return lax.scan(one_round, state, first_round + jnp.arange(rounds, dtype=jnp.int32))
+
+
+_STATIC = ("algorithm", "schedule", "rounds")
+_scan_rounds = jax.jit(_rounds, static_argnames=_STATIC)
+_scan_rounds_in_place = jax.jit(_rounds, static_argnames=_STATIC, donate_argnames="state")
+
+
+def _not_evaluated(evaluate: Evaluation, params, evaluation_data) -> dict[str, Array]:
+    shapes = jax.eval_shape(evaluate, params, evaluation_data)
+    return jax.tree.map(lambda shape: jnp.full(shape.shape, jnp.nan, shape.dtype), shapes)
+
+
+def _first_round(state: ServerState) -> int:
+    return 0 if _validate.is_traced(state.round) else int(state.round)
+
+
+def _check_run(
+    state, data, rounds, schedule: Schedule, evaluation_data: EvaluationData | None, first_round, total_rounds
+) -> None:
+    """What `simulate` refuses."""
+    _validate.positive_integer(rounds=rounds, eval_every=schedule.eval_every)
+    check_cohort_size(schedule.cohort_size, data.population)
+    schedule.participation.check(data.population, schedule.cohort_size)
+    if (schedule.evaluate is None) != (evaluation_data is None):
+        raise ValueError("give both evaluate and evaluation_data, or neither")
+    if not _validate.is_traced(first_round, state.round) and int(first_round) != int(state.round):
+        raise ValueError(
+            f"first_round is {int(first_round)}, but the state's next round is {int(state.round)}; leave it out"
+        )
+    if not _validate.is_traced(total_rounds):
+        rates.check_horizon(state.global_rate, int(total_rounds), name="global_rate")
+        rates.check_horizon(state.local_rate, int(total_rounds), name="local_rate")
+
+
+class Progress(NamedTuple):
+    """What a callback of `run` sees after each chunk of rounds."""
+
+    first_round: int  # number of the chunk's first round
+    rounds_done: int
+    total_rounds: int
+    state: PyTree  # after the chunk; its memory is the next chunk's, so copy what is to be kept
+    history: History  # of the chunk, as NumPy arrays
+    seconds: float  # the chunk took, compilation included in the first
+
+
+Callback = Callable[[Progress], Any]
+Advance = Callable[..., tuple[PyTree, History]]
+"""``advance(state, first_round=…, rounds=…, total_rounds=…) -> (state, history)``."""
+
+
+def run(
+    algorithm: FederatedAlgorithm,
+    key: Array,
+    state: ServerState,
+    data: ClientData,
+    *,
+    rounds: int,
+    cohort_size: int,
+    evaluate: Evaluation | None = None,
+    evaluation_data: EvaluationData | None = None,
+    eval_every: int = 1,
+    participation: Participation | None = None,
+    rounds_per_chunk: int = 10,
+    callbacks: Sequence[Callback] = (),
+    compiles: bool = True,
+) -> tuple[ServerState, History]:
+    """Runs rounds chunk by chunk from the host, calling back after each chunk; the same numbers as `simulate`.
+
+    A state of an earlier run goes on with its own next round.
+
+    Args:
+      algorithm, key, state, data, rounds, cohort_size, evaluate, evaluation_data, eval_every, participation: as
+        in `simulate`.
+      rounds_per_chunk: rounds per compiled call; between calls the host sees the history.
+      callbacks: each called with a `Progress` after every chunk.
+      compiles: False runs every round eagerly, as the strategy 'debug' needs; errors then name the round.
+
+    Returns:
+      The last state and the whole `History`, as NumPy arrays.
+
+    Raises:
+      ValueError: as `simulate`.
+    """
+    settings = {
+        "cohort_size": cohort_size,
+        "evaluate": evaluate,
+        "evaluation_data": evaluation_data,
+        "eval_every": eval_every,
+        "participation": participation,
+    }
+    _validate.positive_integer(rounds=rounds, rounds_per_chunk=rounds_per_chunk)
+    if compiles:
+        state = jax.tree.map(jnp.copy, state)  # the caller's stays whole
+    advance = functools.partial(simulate, donate=True) if compiles else _simulate_eagerly
+    return run_chunks(
+        lambda state, **chunk: advance(algorithm, key, state, data, **settings, **chunk),
+        state,
+        first_round=_first_round(state),
+        rounds=rounds,
+        rounds_per_chunk=rounds_per_chunk if compiles else 1,
+        callbacks=[*callbacks, watch_idle_cores()] if compiles else callbacks,
+    )
+
+
+def run_chunks(
+    advance: Advance,
+    state: PyTree,
+    *,
+    first_round: int,
+    rounds: int,
+    rounds_per_chunk: int,
+    callbacks: Sequence[Callback],
+    axis: int = 0,
+) -> tuple[PyTree, History]:
+    """The host loop behind `run`, for any ``advance``; ``axis`` is the axis of rounds in its history."""
+    pieces = []
+    last_round = first_round + rounds
+    for first in range(first_round, last_round, rounds_per_chunk):
+        start = time.perf_counter()
+        count = min(rounds_per_chunk, last_round - first)
+        state, history = advance(state, first_round=first, rounds=count, total_rounds=last_round)
+        history = jax.tree.map(np.asarray, history)  # waits for the device
+        pieces.append(history)
+        progress = Progress(first, first + count, last_round, state, history, time.perf_counter() - start)
+        for callback in callbacks:
+            callback(progress)
+    return state, jax.tree.map(lambda *parts: np.concatenate(parts, axis=axis), *pieces)
+
+
+class RoundError(RuntimeError):
+    """An error inside a round that ran without jit; the message names the round, `__cause__` is the error itself."""
+
+
+def _simulate_eagerly(
+    algorithm,
+    key,
+    state,
+    data,
+    *,
+    rounds,
+    cohort_size,
+    evaluate,
+    evaluation_data,
+    eval_every,
+    participation,
+    first_round,
+    total_rounds,
+):
+    """As `simulate`, without jit."""
+    schedule = _schedule(cohort_size, participation, evaluate, eval_every)
+    _check_run(state, data, rounds, schedule, evaluation_data, first_round, total_rounds)
+    setting = _setting(key, data, evaluation_data, schedule, total_rounds)
+    pieces = []
+    for number in range(first_round, first_round + rounds):
+        try:
+            state, piece = _one_round(algorithm, schedule, setting, state, jnp.int32(number), cond=_choose)
+        except Exception as error:
+            raise RoundError(f"round {number}: {error}") from error
+        pieces.append(piece)
+    return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *pieces)
+
+
+def _choose(condition, on_true: Callable, on_false: Callable, operand: Any) -> Any:
+    return on_true(operand) if condition else on_false(operand)

@@ -1,0 +1,101 @@
+"""Strategies of one device: all clients side by side, one after the other, or in chunks."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Int
+
+from fedhyper_jax import _validate
+from fedhyper_jax.engine.strategies.contract import Slots, Strategy, add, compiled_loop, total_of
+
+
+@custom_vmap
+def _common(bound: Int[Array, ""]) -> Int[Array, ""]:
+    """A bound of a loop that runs of a sweep share.
+
+    Plain ``vmap`` would let each run's loop end by itself, which costs a choice between old and new of everything that
+    the loop carries. Steps beyond a client's own are masked anyway.
+    """
+    return bound
+
+
+@_common.def_vmap
+def _(axis_size, is_batched, bound):
+    del axis_size
+    return (jnp.max(bound) if is_batched[0] else bound), False
+
+
+def _side_by_side(client_fn, shared, slots: Slots):
+    # One unbatched bound for all: the loop ends with the longest client, and vmap leaves its condition alone.
+    bound = _common(jnp.max(slots.steps)) if slots.common_steps is None else slots.common_steps
+    summands, kept = jax.vmap(lambda client: client_fn(shared, client, bound, compiled_loop))(slots.clients)
+    return total_of(summands), kept
+
+
+def _zeros_like_sum(client_fn, shared, slots: Slots):
+    bound = slots.steps[0] if slots.common_steps is None else slots.common_steps
+    first = jax.tree.map(lambda leaf: leaf[0], slots.clients)
+    shapes, _ = jax.eval_shape(lambda client: client_fn(shared, client, bound, compiled_loop), first)
+    return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+
+
+def _one_by_one(client_fn, shared, slots: Slots):
+    def one(total, slot):
+        client, steps = slot
+        bound = _common(steps) if slots.common_steps is None else slots.common_steps
+        summand, kept = client_fn(shared, client, bound, compiled_loop)
+        return add(total, summand), kept
+
+    return lax.scan(one, _zeros_like_sum(client_fn, shared, slots), (slots.clients, slots.steps))
+
+
+def _in_chunks(size: int):
+    def map_reduce(client_fn, shared, slots: Slots):
+        cohort = slots.length
+        width = min(size, cohort)
+        # Neighbours of like length waste the fewest masked steps. Lengths are skewed, so most of what would be wasted
+        # would be wasted in the chunk of the longest.
+        varies = slots.common_steps is None
+        order = jnp.argsort(slots.steps) if varies else jnp.arange(cohort)
+        alone = width if varies and width < cohort else 0
+        padding = jnp.full(-(cohort - alone) % width, cohort, order.dtype)
+        chunks = slots.take(jnp.concatenate([order[: cohort - alone], padding]))
+        chunks = jax.tree.map(lambda x: x.reshape(-1, width, *x.shape[1:]), (chunks.clients, chunks.steps))
+
+        def one(total, chunk):
+            clients, steps = chunk
+            summand, kept = _side_by_side(client_fn, shared, slots._replace(clients=clients, steps=steps))
+            return add(total, summand), kept
+
+        total, kept = lax.scan(one, _zeros_like_sum(client_fn, shared, slots), chunks)
+        kept = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: cohort - alone], kept)
+        if alone:
+            total_of_longest, of_longest = _one_by_one(client_fn, shared, slots.take(order[cohort - alone :]))
+            total = add(total, total_of_longest)
+            kept = jax.tree.map(lambda *parts: jnp.concatenate(parts), kept, of_longest)
+        inverse = jnp.argsort(order)
+        return total, jax.tree.map(lambda x: x[inverse], kept)
+
+    return map_reduce
+
+
+vectorized = Strategy("vectorized", _side_by_side)
+"""All clients of the cohort side by side under one ``vmap``."""
+
+sequential = Strategy("sequential", _one_by_one)
+"""One client after the other in a scan; memory for one copy of the model."""
+
+
+def chunked(size: int) -> Strategy:
+    """A scan over chunks of ``size`` clients side by side, sorted by their number of local steps.
+
+    A chunk ends with its longest client. Where numbers of steps differ, the ``size`` longest clients of the cohort run
+    one after the other instead, which keeps the steps that are run for nobody under 20 % in skewed cohorts of 100.
+
+    Example:
+      >>> chunked(5).name
+      'chunked(5)'
+    """
+    _validate.positive_integer(size=size)
+    return Strategy(f"chunked({size})", _in_chunks(size))

@@ -1,0 +1,193 @@
+"""The second stage of a round: the cohort trains. The only one that sees a strategy."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from fedhyper_jax import _random, _tree
+from fedhyper_jax.base import RATE_ROWS, LossFunction, Params, PyTree, ServerState
+from fedhyper_jax.data import ClientData, ClientView, LocalWork, all_examples, draw_batches
+from fedhyper_jax.engine.client import Broadcast, Trained, Trainer, train_client
+from fedhyper_jax.engine.plan import Assignment, Plan
+from fedhyper_jax.engine.strategies import Slots, Strategy
+from fedhyper_jax.parts import ClientFacts, Gathered, Parts, RateReport
+
+
+class ClientRecord(NamedTuple):
+    """What each client of a cohort leaves behind, (cohort, …) a leaf."""
+
+    alive: Bool[Array, " cohort"]  # its update enters the average
+    lost: Bool[Array, " cohort"]  # it trained, and its update did not arrive
+    weight: Float[Array, " cohort"]  # p_m, before it is renormalised; 0 unless alive
+    rows: dict[str, PyTree]  # new rows
+    rate: Float[Array, " cohort"]  # final β_m
+    rate_report: RateReport
+    loss: Float[Array, " cohort"]
+    examples: Int[Array, " cohort"]
+    num_steps: Int[Array, " cohort"]  # K_m
+
+
+class _Shared(NamedTuple):
+    """What all clients are handed; arrays reach a strategy's programs through it alone."""
+
+    key: Array
+    state: ServerState
+    data: ClientData
+    total_share: Float[Array, ""]
+    mean_size: Float[Array, ""]
+    cohort_size: Int[Array, ""]
+
+
+class _Sums(NamedTuple):
+    """What is summed over a cohort; all but the totals with the weights p_m."""
+
+    weight: Float[Array, ""]
+    update: Params | None  # None where updates are stacked
+    term_means: tuple[PyTree, ...]
+    reported: tuple[PyTree, PyTree]
+    term_totals: tuple[PyTree, ...]
+
+
+def over(alive: Bool[Array, " cohort"], values: Array) -> Array:
+    """Sum over the participants."""
+    return jnp.sum(jnp.where(alive, values, 0), dtype=values.dtype)
+
+
+def train_cohort(
+    parts: Parts,
+    loss_fn: LossFunction,
+    work: LocalWork,
+    strategy: Strategy,
+    keys: _random.RoundKeys,
+    state: ServerState,
+    data: ClientData,
+    plan: Plan,
+) -> tuple[Gathered, ClientRecord]:
+    """Trains the clients of a plan and gathers what arrives."""
+
+    def client_fn(shared: _Shared, client: Assignment, bound, loop):
+        view = shared.data.client(client.client_id)
+        trained = _train_one(parts, loss_fn, work, shared, client, view, bound, loop)
+        return _weigh(parts, shared, client, view.size, trained)
+
+    shared = _Shared(keys.clients, state, data, plan.total_share, plan.mean_size, plan.cohort_size)
+    slots = Slots(
+        clients=plan.clients,
+        steps=plan.clients.num_steps,
+        common_steps=plan.common_steps,
+        padding=Assignment(client_id=plan.padding_id, num_steps=0),
+    )
+    sums, (records, updates) = strategy.map_reduce(client_fn, shared, slots)
+    divisor = jnp.where(sums.weight > 0, sums.weight, 1)
+    means = jax.tree.map(lambda total: total / divisor, (sums.update, sums.term_means, sums.reported))
+    gathered = Gathered(
+        alive=records.alive,
+        weights=records.weight / divisor,
+        mean=means[0],
+        updates=updates,
+        term_means=means[1],
+        term_totals=sums.term_totals,
+        reported=means[2],
+        client_loss=over(records.alive, records.loss) / jnp.maximum(over(records.alive, records.examples), 1),
+    )
+    return gathered, records
+
+
+def _train_one(
+    parts: Parts,
+    loss_fn: LossFunction,
+    work: LocalWork,
+    shared: _Shared,
+    assignment: Assignment,
+    client: ClientView,
+    bound,
+    loop,
+) -> Trained:
+    """One client's local training."""
+    state, client_id = shared.state, assignment.client_id
+    relative_size = client.size / shared.mean_size
+    uniform = jnp.ones((), relative_size.dtype)
+    batches = draw_batches(
+        _random.batch_key(shared.key, client_id),
+        client,
+        work,
+        assignment.num_steps,
+        max_examples=shared.data.max_examples,
+        # (a client that fails on the way draws from as many examples as one that does not)
+        most_steps=bound if parts.failures.before is None else None,
+    )
+    rows = jax.tree.map(lambda leaf: jnp.take(leaf, client_id, axis=0, mode="clip"), state.clients)
+    return train_client(
+        Trainer(loss_fn, parts.client_optimizer, parts.client_rule, parts.terms),
+        Broadcast(
+            params=state.params,
+            rate=rows.get(RATE_ROWS, state.local_rate.rate),
+            settings=state.client_rule,
+            pseudo_gradient=state.pseudo_gradient,
+            shared=state.terms,
+            rows=rows,
+        ),
+        fetch=client.fetch,
+        batches=batches,
+        whole=lambda: all_examples(client, work.batch_size),
+        facts=ClientFacts(
+            num_steps=assignment.num_steps,
+            steps_an_epoch=-(-client.size // work.batch_size),
+            relative_size=relative_size,
+            relative_weight=relative_size if parts.weighting == "examples" else uniform,
+            cohort_size=shared.cohort_size,
+        ),
+        num_steps=bound,
+        loop=loop,
+    )
+
+
+def _weigh(
+    parts: Parts, shared: _Shared, assignment: Assignment, size: Int[Array, ""], trained: Trained
+) -> tuple[_Sums, tuple[ClientRecord, Params | None]]:
+    """What a client adds to the sums of its cohort, and what is kept of it alone."""
+    state, client_id = shared.state, assignment.client_id
+    accumulator = _tree.accumulator_dtype(state.params)
+    update, arrives = trained.result.update, jnp.array(True)
+    if parts.failures.after is not None:
+        key = _random.failure_key(shared.key, client_id)
+        update, arrives = parts.failures.after(key, state.failures, update)
+    has_steps = assignment.num_steps > 0
+    alive = trained.is_finite(update) & has_steps & arrives
+    share = size if parts.weighting == "examples" else 1
+    weight = jnp.where(alive, share / shared.total_share, 0).astype(accumulator)
+
+    def weighted(tree):
+        # where, not a product with 0: 0 · NaN is NaN.
+        return jax.tree.map(lambda d: jnp.where(alive, weight * d.astype(accumulator), 0.0), tree)
+
+    def survivors(tree):
+        return jax.tree.map(lambda x: jnp.where(alive, x, 0), tree)
+
+    sent = parts.aggregator.prepare(state.aggregator, update)
+    stacks = parts.aggregator.stacks
+    rules = (parts.global_rate, parts.local_rate)
+    sums = _Sums(
+        weight=weight,
+        update=None if stacks else weighted(sent),
+        term_means=tuple(weighted(contribution.mean) for contribution in trained.contributions),
+        reported=tuple(weighted(rule.report(state.params, trained.result)) for rule in rules),
+        term_totals=tuple(survivors(contribution.total) for contribution in trained.contributions),
+    )
+    rows = {term.name: c.row for term, c in zip(parts.terms, trained.contributions, strict=True)}
+    rows[RATE_ROWS] = trained.result.rate
+    record = ClientRecord(
+        alive=alive,
+        lost=has_steps & ~arrives,
+        weight=weight,
+        rows={name: rows[name] for name in state.clients},
+        rate=trained.result.rate,
+        rate_report=trained.rate_report,
+        loss=trained.result.loss,
+        examples=trained.result.examples,
+        num_steps=assignment.num_steps,
+    )
+    in_sums = jax.tree.map(lambda x: jnp.where(alive, x.astype(accumulator), 0.0), sent) if stacks else None
+    return sums, (record, in_sums)

@@ -1,0 +1,315 @@
+"""Rules that move a client's rate between its local steps."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from fedhyper_jax import _tree, _validate
+from fedhyper_jax.base import Params
+from fedhyper_jax.hypergradient import AdaptiveRate, adaptive_rate, check_adaptive_rate, local_transform
+from fedhyper_jax.parts.contract import ClientFacts, ClientRule, RateReport
+
+
+class GivenRateState(NamedTuple):
+    """State of a client's rate that does not move."""
+
+    rate: Float[Array, ""]
+
+
+def broadcast_rate() -> ClientRule:
+    """Every local step uses the rate that the server broadcast."""
+
+    def transform(settings, rate, facts):
+        del settings, facts
+
+        def update_fn(updates, state, params=None, **extra_args):
+            del params, extra_args
+            return _tree.scale(updates, state.rate), state
+
+        return optax.GradientTransformationExtraArgs(lambda params: GivenRateState(rate=rate), update_fn)
+
+    def report(state):
+        del state
+        return RateReport.none()
+
+    return ClientRule(init=lambda params: (), transform=transform, report=report, moves=False)
+
+
+class LocalSettings(NamedTuple):
+    """Settings of `local_hypergradient`."""
+
+    rule: AdaptiveRate
+    global_weight: Float[Array, ""] | None  # None: 1/K_m
+
+
+def local_hypergradient(initial_rate, hyper_rate, bounds, *, global_weight=None) -> ClientRule:
+    """FedHyper-CL: the rate moves at every local step, see `scale_by_local_hypergradient`.
+
+    Args:
+      initial_rate: β^0 of the run, which the bounds must enclose.
+      hyper_rate: κ.
+      bounds: (lower, upper) as plain numbers.
+      global_weight: weight ≥ 0 of the global term ⟨g, Δ^{t-1}⟩; 1/K_m if None. With 0 nothing depends on Δ^{t-1}.
+    """
+    check_adaptive_rate(initial_rate, hyper_rate, bounds, rate_name="local_rate")
+    if global_weight is not None:
+        _validate.non_negative(global_weight=global_weight)
+
+    def init(params) -> LocalSettings:
+        dtype = _tree.accumulator_dtype(params)
+        weight = None if global_weight is None else jnp.asarray(global_weight, dtype)
+        return LocalSettings(adaptive_rate(initial_rate, hyper_rate, bounds, dtype), weight)
+
+    def transform(settings: LocalSettings, rate, facts: ClientFacts):
+        weight = settings.global_weight
+        if weight is None:
+            weight = 1 / jnp.maximum(facts.num_steps, 1).astype(rate.dtype)
+        rule = settings.rule
+        return local_transform(rate, rule.hyper_rate, (rule.lower, rule.upper), weight)
+
+    def report(state):
+        updates = jnp.maximum(state.step_count - 1, 0) - state.non_finite_count
+        return RateReport(updates=updates, clipped=state.clipped_count, non_finite=state.non_finite_count)
+
+    unused = global_weight is not None and not _validate.is_traced(global_weight) and float(global_weight) == 0
+    return ClientRule(init=init, transform=transform, report=report, needs_pseudo_gradient=not unused)
+
+
+class StepSizeState(NamedTuple):
+    """State of a step size that is computed anew at each step."""
+
+    rate: Float[Array, ""]  # of the last step
+    update_count: Int[Array, ""]
+    clipped_count: Int[Array, ""]
+
+
+def _counted(state: StepSizeState) -> RateReport:
+    return RateReport(state.update_count, state.clipped_count, jnp.zeros((), jnp.int32))
+
+
+def _fresh(rate, params) -> StepSizeState:
+    del params
+    return StepSizeState(rate, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+class PolyakSettings(NamedTuple):
+    """Settings of `polyak`."""
+
+    scale: Float[Array, ""]
+    lower_bound: Float[Array, ""]
+
+
+def polyak(scale=0.5, lower_bound=0.0) -> ClientRule:
+    r"""FedSPS: the stochastic Polyak step of each minibatch, capped by the broadcast rate.
+
+    .. math:: \beta_k = \min\Bigl\{\frac{F(w_k; \xi_k) - \ell^*}{c \, \|\nabla F(w_k; \xi_k)\|^2}, \beta\Bigr\}
+
+    Args:
+      scale: c > 0.
+      lower_bound: ℓ*, a lower bound of the minibatch losses; 0 for cross-entropy and squared errors.
+
+    Reference:
+      Mukherjee, Loizou, Stich, `Locally Adaptive Federated Learning <https://arxiv.org/abs/2307.06306>`_, 2023; Loizou
+      et al., `Stochastic Polyak Step-size for SGD <https://arxiv.org/abs/2002.10542>`_, AISTATS 2021.
+    """
+    _validate.positive(scale=scale)
+    _validate.finite(lower_bound=lower_bound)
+
+    def init(params) -> PolyakSettings:
+        dtype = _tree.accumulator_dtype(params)
+        return PolyakSettings(jnp.asarray(scale, dtype), jnp.asarray(lower_bound, dtype))
+
+    def transform(settings: PolyakSettings, cap, facts):
+        del facts
+
+        def update_fn(updates, state, params=None, *, value, gradient, **extra_args):
+            del params, extra_args
+            denominator = settings.scale * _tree.inner_product(gradient, gradient)
+            step = (value - settings.lower_bound) / jnp.where(denominator > 0, denominator, 1)
+            step = jnp.where(denominator > 0, jnp.maximum(step, 0), jnp.inf).astype(cap.dtype)
+            rate = jnp.minimum(step, cap)
+            state = StepSizeState(rate, state.update_count + 1, state.clipped_count + (step > cap))
+            return _tree.scale(updates, rate), state
+
+        return optax.GradientTransformationExtraArgs(lambda params: _fresh(cap, params), update_fn)
+
+    return ClientRule(
+        init=init,
+        transform=transform,
+        report=_counted,
+        plain_sgd_only="the Polyak step is the length of a step along the gradient",
+        bounded_below_only="the Polyak step compares the local objective with its lower bound",
+    )
+
+
+class ArmijoSettings(NamedTuple):
+    """Settings of `armijo`."""
+
+    decrease: Float[Array, ""]
+    shrink: Float[Array, ""]
+    fallback: Float[Array, ""]
+    growth: Float[Array, ""] | None  # None: each search starts from the broadcast rate
+
+
+class ArmijoState(NamedTuple):
+    """State of `armijo`."""
+
+    rate: Float[Array, ""]  # of the last step
+    start: Float[Array, ""]  # of the next search
+    update_count: Int[Array, ""]
+    clipped_count: Int[Array, ""]  # searches whose first trial was good enough
+
+
+def armijo(decrease=0.1, shrink=0.9, *, growth=2 ** (1 / 500), max_trials: int = 100, fallback=1e-6) -> ClientRule:
+    r"""FedSLS: the longest step s·b^j, j = 0, 1, …, that satisfies Armijo's condition on its minibatch.
+
+    .. math:: F(w_k - \beta_k g_k; \xi_k) \le F(w_k; \xi_k) - c \, \beta_k \|g_k\|^2
+
+    The first search of a round starts from s = β, the broadcast rate, later ones from the last step times ``growth``;
+    nothing bounds them from above. A trial costs one forward pass.
+
+    Args:
+      decrease: c, strictly between 0 and 1.
+      shrink: b, strictly between 0 and 1.
+      growth: ≥ 1, of the start of a search over the last step found; None: each search starts from β.
+      max_trials: trials of one search.
+      fallback: the step taken where none of them satisfies the condition.
+
+    Reference:
+      `Towards Hyper-parameter-free Federated Learning <https://arxiv.org/abs/2408.17145>`_, 2024; Vaswani et al.,
+      `Painless Stochastic Gradient <https://arxiv.org/abs/1905.09997>`_, NeurIPS 2019 (the constants of its code).
+    """
+    _validate.fraction(decrease=decrease)
+    _validate.fraction(shrink=shrink)
+    _validate.positive_integer(max_trials=max_trials)
+    _validate.positive(fallback=fallback)
+    if growth is not None:
+        _validate.positive(growth=growth)
+
+    def init(params) -> ArmijoSettings:
+        dtype = _tree.accumulator_dtype(params)
+        given = (decrease, shrink, fallback, growth)
+        return ArmijoSettings(*(None if value is None else jnp.asarray(value, dtype) for value in given))
+
+    def transform(settings: ArmijoSettings, first_rate, facts):
+        del facts
+
+        def init_fn(params):
+            del params
+            return ArmijoState(first_rate, first_rate, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+        def update_fn(updates, state, params=None, *, value, gradient, value_fn, **extra_args):
+            del extra_args
+            squared_norm = _tree.inner_product(gradient, gradient)
+
+            def too_long(search):
+                trial, rate = search
+                reached = value_fn(optax.apply_updates(params, _tree.scale(gradient, -rate)))
+                return (trial < max_trials) & ~(reached <= value - settings.decrease * rate * squared_norm)
+
+            # A search that fails ends with trial = max_trials.
+            trials, found = lax.while_loop(
+                too_long, lambda search: (search[0] + 1, search[1] * settings.shrink), (jnp.int32(0), state.start)
+            )
+            rate = jnp.where(trials < max_trials, found, settings.fallback)
+            new_state = ArmijoState(
+                rate=rate,
+                start=first_rate if settings.growth is None else found * settings.growth,
+                update_count=state.update_count + 1,
+                clipped_count=state.clipped_count + (trials == 0),
+            )
+            return _tree.scale(updates, rate), new_state
+
+        return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+    return ClientRule(
+        init=init,
+        transform=transform,
+        report=_counted,
+        plain_sgd_only="Armijo's condition is about a step along the gradient",
+    )
+
+
+class DeltaSgdSettings(NamedTuple):
+    """Settings of `delta_sgd_rate`."""
+
+    scale: Float[Array, ""]
+    growth: Float[Array, ""]
+
+
+class DeltaSgdState(NamedTuple):
+    """State of `delta_sgd_rate`."""
+
+    rate: Float[Array, ""]
+    ratio: Float[Array, ""]  # θ
+    previous_params: Params
+    step_count: Int[Array, ""]
+    clipped_count: Int[Array, ""]
+
+
+def delta_sgd_rate(scale=2.0, growth=0.1) -> ClientRule:
+    r"""Δ-SGD: a step size from the local smoothness that the last step has met.
+
+    .. math::
+      \beta_k = \min\Bigl\{\frac{\gamma \|w_k - w_{k-1}\|}{2 \|\nabla F(w_k; \xi_k) - \nabla F(w_{k-1}; \xi_k)\|},
+      \sqrt{1 + \delta \theta_{k-1}} \, \beta_{k-1}\Bigr\}, \qquad \theta_k = \frac{\beta_k}{\beta_{k-1}}
+
+    Both gradients are taken on the *same* minibatch ξ_k, which costs a second backward pass. β_0 is the broadcast rate,
+    θ_0 = 1, and the state starts afresh each round.
+
+    Args:
+      scale: γ > 0.
+      growth: δ ≥ 0; 0.1 in the paper, 0.02 the default of its code.
+
+    Reference:
+      Kim et al., `Adaptive Federated Learning with Auto-Tuned Clients <https://arxiv.org/abs/2306.11201>`_, ICLR 2024.
+    """
+    _validate.positive(scale=scale)
+    _validate.non_negative(growth=growth)
+
+    def init(params) -> DeltaSgdSettings:
+        dtype = _tree.accumulator_dtype(params)
+        return DeltaSgdSettings(jnp.asarray(scale, dtype), jnp.asarray(growth, dtype))
+
+    def transform(settings: DeltaSgdSettings, first_rate, facts):
+        del facts
+
+        def init_fn(params):
+            zero = jnp.zeros((), jnp.int32)
+            return DeltaSgdState(first_rate, jnp.ones_like(first_rate), params, zero, zero)
+
+        def update_fn(updates, state, params=None, *, gradient, value_fn, **extra_args):
+            del extra_args
+            previous_gradient = jax.grad(value_fn)(state.previous_params)
+            distance = _tree.norm(_tree.subtract(params, state.previous_params))
+            change = _tree.norm(_tree.subtract(gradient, previous_gradient))
+            smooth = settings.scale * distance / (2 * jnp.where(change > 0, change, 1))
+            longest = jnp.sqrt(1 + settings.growth * state.ratio) * state.rate
+            moves = state.step_count > 0
+            # A step without change of gradient (or of place) has met no smoothness: only the growth binds.
+            step = jnp.where((change > 0) & (distance > 0), jnp.minimum(smooth, longest), longest)
+            rate = jnp.where(moves, step.astype(first_rate.dtype), state.rate)
+            new_state = DeltaSgdState(
+                rate=rate,
+                ratio=jnp.where(moves, rate / state.rate, state.ratio),
+                previous_params=params,
+                step_count=state.step_count + 1,
+                clipped_count=state.clipped_count + (moves & (rate == longest)),
+            )
+            return _tree.scale(updates, rate), new_state
+
+        return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+    def report(state: DeltaSgdState):
+        return RateReport(jnp.maximum(state.step_count - 1, 0), state.clipped_count, jnp.zeros((), jnp.int32))
+
+    return ClientRule(
+        init=init,
+        transform=transform,
+        report=report,
+        plain_sgd_only="Δ-SGD's step is the length of a step along the gradient",
+    )

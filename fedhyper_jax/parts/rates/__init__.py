@@ -1,0 +1,30 @@
+"""Rules that move a rate from round to round, as data.
+
+One rule owns each rate of an algorithm, so two rules for one rate cannot be written down. A rule is a pair of pure
+functions over arrays; whatever a user may want to vary (rates, hyper rates, bounds, whole schedules) is in its state.
+
+  * `scheduled`: a constant, or an optax schedule of the round.
+  * `hypergradient`: FedHyper-G (global rate) and -SL (local rate); with ``warm=True`` the local rate starts each round
+    from the clients' final ones.
+  * `extrapolation`: FedExP's global rate.
+  * `smoothed_cosine`: FATHOM's rule.
+  * `reduce_on_plateau`: optax's, on the clients' training loss.
+"""
+
+from fedhyper_jax.parts.contract import Feedback, RateReport, RateRule
+from fedhyper_jax.parts.rates._adaptive import extrapolation, hypergradient, reduce_on_plateau, smoothed_cosine
+from fedhyper_jax.parts.rates._scheduled import SCHEDULE_ROUNDS, as_rate_rule, check_horizon, scheduled
+
+__all__ = [
+    "SCHEDULE_ROUNDS",
+    "Feedback",
+    "RateReport",
+    "RateRule",
+    "as_rate_rule",
+    "check_horizon",
+    "extrapolation",
+    "hypergradient",
+    "reduce_on_plateau",
+    "scheduled",
+    "smoothed_cosine",
+]

@@ -1,0 +1,386 @@
+"""Pictures of a run or of a comparison, drawn from its folder alone. No pyplot: no backend, no global state.
+
+The numbers come from ``metrics.jsonl``; ``config.toml`` adds names, bounds and the target.
+"""
+
+import os
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+from fedhyper_jax.methods import method_options, resolve_bounds
+from fedhyper_jax.shell.config import Config, ConfigError, RunConfig, load_config
+from fedhyper_jax.shell.records import CONFIG, PLOTS, Record, column, group_records, read_records
+
+# Okabe and Ito's colours, told apart with any colour vision; FedAvg, the baseline, in black and drawn dashed.
+_STYLES = {
+    "fedavg": ("#000000", (0, (4, 2))),
+    "G": ("#E69F00", "solid"),
+    "SL": ("#56B4E9", "solid"),
+    "CL": ("#009E73", "solid"),
+    "G+SL": ("#0072B2", (0, (6, 1.5))),
+    "G+CL": ("#D55E00", (0, (6, 1.5))),
+    "SL+CL": ("#CC79A7", "solid"),
+    "G+SL+CL": ("#882255", (0, (6, 1.5))),
+    "decay_global": ("#777777", (0, (1, 1.5))),
+    "decay_local": ("#AAAAAA", (0, (1, 1.5))),
+}
+# Of other methods, in the order in which they take part.
+_OTHERS = ("#332288", "#999933", "#AA4499", "#44AA99", "#882255", "#88CCEE", "#661100", "#117733")
+_DASHES = ("solid", (0, (6, 1.5)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)))
+_NAMES = {"fedavg": "FedAvg", "decay_global": "Decay-G", "decay_local": "Decay-SL"}
+_DPI = 150
+
+
+class Line(NamedTuple):
+    """One method's records, seed by seed."""
+
+    method: str
+    runs: list[list[Record]]
+    number: int = 0  # among the methods without a style of their own
+
+    @property
+    def label(self) -> str:
+        """The method's name as readers know it."""
+        return _NAMES.get(self.method, f"FedHyper-{self.method}" if self.method in _STYLES else self.method)
+
+    @property
+    def style(self) -> dict:
+        """Colour and dashes, the same in every picture."""
+        again, colour = divmod(self.number, len(_OTHERS))
+        colour, dashes = _STYLES.get(self.method, (_OTHERS[colour], _DASHES[again % len(_DASHES)]))
+        return {"color": colour, "linestyle": dashes, "linewidth": 2.4 if self.method == "fedavg" else 1.7}
+
+    def values(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Rounds done (from 1) and a field, (seeds, rounds); rounds without any value are left out."""
+        length = min(map(len, self.runs))  # a killed comparison may have seeds of different lengths
+        rounds = column(self.runs[0][:length], "round") + 1
+        values = np.stack([column(run[:length], name) for run in self.runs])
+        known = np.isfinite(values).any(axis=0)
+        return rounds[known], values[:, known]
+
+    def moves(self, name: str) -> bool:
+        """Whether the field ever changes."""
+        _, values = self.values(name)
+        return values.size > 0 and float(np.nanmax(values)) > float(np.nanmin(values))
+
+
+class Marks(NamedTuple):
+    """What is drawn besides the records."""
+
+    target: float | None  # accuracy
+    global_bounds: tuple[float, float] | None
+    local_bounds: tuple[float, float] | None
+
+
+def plot_folder(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """Draws the pictures of a run folder, of `fedhyper run` or of `fedhyper compare`, into its ``plots/``.
+
+    Args:
+      folder: the run folder.
+
+    Returns:
+      The files written. Of a run: ``accuracy``, ``global_rate``, ``local_rates``, ``inner_product``, ``clipped_share``
+      and ``overview``. Of a comparison: ``overview`` and one ``rate_…`` an initial local rate.
+
+    Raises:
+      ConfigError: not a run folder, no record in it yet, or no place for the pictures.
+    """
+    folder = pathlib.Path(folder)
+    records = read_records(folder)
+    try:
+        config = load_config(folder / CONFIG)
+    except ConfigError:  # of another version: the numbers can be drawn all the same
+        config = None
+    figures = (_comparison_figures if "method" in records[0] else _run_figures)(records, config)
+    paths = []
+    try:
+        (folder / PLOTS).mkdir(exist_ok=True)
+        for name, figure in figures.items():
+            FigureCanvasAgg(figure)
+            path = folder / PLOTS / f"{name}.png"
+            figure.savefig(path, dpi=_DPI)
+            paths.append(path)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to {folder / PLOTS}: {error.strerror}; make room for the plots there"
+        ) from error
+    return paths
+
+
+def _marks(config: Config | None, local_rate: float | None) -> Marks:
+    if config is None:
+        return Marks(None, None, None)
+    return Marks(
+        target=config.run.target_accuracy,
+        global_bounds=_bounds(config, "global_bounds", config.method.global_rate, 3.0),
+        local_bounds=_bounds(config, "local_bounds", local_rate, 10.0),
+    )
+
+
+def _bounds(config: Config, name: str, initial_rate: float | None, gamma: float) -> tuple[float, float] | None:
+    """The bounds that a rate has; None without any, and where methods differ in them."""
+    found = set()
+    for method in (config.method.name,) if isinstance(config, RunConfig) else config.compare.methods:
+        try:
+            options = method_options(method)
+            if name in options:
+                given = getattr(config.method, name)
+                rate = options["global_rate"] if initial_rate is None else initial_rate
+                found.add(resolve_bounds(options[name] if given is None else given, rate, gamma, name=name))
+        except ValueError:  # an edited configuration: the numbers can be drawn all the same
+            return None
+    return found.pop() if len(found) == 1 else None
+
+
+def _run_figures(records: list[Record], config: RunConfig | None) -> dict[str, Figure]:
+    lines = [Line("" if config is None else config.method.name, [records])]
+    marks = _marks(config, None if config is None else config.method.local_rate)
+    figures = {}
+    for name in _PANELS:
+        figures[name] = Figure(figsize=(6.4, 4.0), layout="constrained")
+        _panel(figures[name].subplots(), name, lines, marks)
+    figure = Figure(figsize=(10, 6.2), layout="constrained")
+    grid = figure.add_gridspec(2, 6)
+    places = {
+        "accuracy": grid[0, 0:3],
+        "local_rates": grid[0, 3:6],
+        "global_rate": grid[1, 0:2],
+        "inner_product": grid[1, 2:4],
+        "clipped_share": grid[1, 4:6],
+    }
+    for name, place in places.items():
+        _panel(figure.add_subplot(place), name, lines, marks)
+    if config is not None:
+        start = f"from local rate {config.method.local_rate:g}, seed {config.run.seed}"
+        figure.suptitle(f"{lines[0].label} on {config.data.name}, {start}", fontsize=12)
+    return {**figures, "overview": figure}
+
+
+def _comparison_figures(records: list[Record], config: Config | None) -> dict[str, Figure]:
+    groups = group_records(records)
+    methods = list(dict.fromkeys(method for method, _ in groups))
+    others = [method for method in methods if method not in _STYLES]
+    lines = {
+        rate: [
+            Line(method, list(groups[method, rate].values()), others.index(method) if method in others else 0)
+            for method in methods
+            if (method, rate) in groups
+        ]
+        for rate in sorted({rate for _, rate in groups})
+    }
+    data = "" if config is None else f" on {config.data.name}"
+    seeds = max(len(line.runs) for rate in lines for line in lines[rate])
+    bands = f"{seeds} seeds: means, bands ± one standard deviation" if seeds > 1 else "one seed"
+    figures = {"overview": _overview(lines, config, f"Accuracy{data} and the rates behind it ({bands})")}
+    for rate, at_rate in lines.items():
+        title = f"All methods{data} from local rate {rate!r} ({bands})"
+        figures[f"rate_{rate!r}"] = _rate_figure(at_rate, _marks(config, rate), title)
+    return figures
+
+
+def _overview(lines: dict[float, list[Line]], config: Config | None, title: str) -> Figure:
+    """A row an initial local rate: accuracy, and the local and the global rate behind it."""
+    figure = Figure(figsize=(10, 1.1 + 2.8 * len(lines)), layout="constrained")
+    panels = figure.subplots(len(lines), 3, squeeze=False, width_ratios=(1.6, 1, 1))
+    figure.suptitle(title, fontsize=12)
+    for row, (rate, at_rate) in zip(panels, lines.items(), strict=True):
+        marks = _marks(config, rate)
+        _panel(row[0], "accuracy", at_rate, marks, title=f"Test accuracy from local rate {rate!r}")
+        _draw_median_rates(row[1], at_rate, marks)
+        _finish(row[1], "Local rate (median client)")
+        _panel(row[2], "global_rate", at_rate, marks)
+    for axes in panels[:-1].ravel():
+        axes.set_xlabel("")
+    _legend(figure, panels[0, 0])
+    return figure
+
+
+def _rate_figure(lines: list[Line], marks: Marks, title: str) -> Figure:
+    """Accuracy and global rate; the local rates method by method; inner products and clipped shares."""
+    moving = [line for line in lines if line.moves("local_rate_max") or line.moves("local_rate_min")]
+    figure = Figure(figsize=(10, 8.6 if moving else 6.2), layout="constrained")
+    figure.suptitle(title, fontsize=12)
+    rows = figure.subfigures(3 if moving else 2, 1, height_ratios=(1.2, 0.9, 1.0) if moving else (1.2, 1.0))
+    top = rows[0].subplots(1, 2, width_ratios=(1.7, 1))
+    _panel(top[0], "accuracy", lines, marks)
+    _panel(top[1], "global_rate", lines, marks)
+    if moving:
+        for axes, line in zip(rows[1].subplots(1, len(moving), sharey=True, squeeze=False)[0], moving, strict=True):
+            _panel(axes, "local_rates", [line], marks, title=f"{line.label}: local rates")
+            axes.label_outer()
+            axes.set_xlabel("rounds")
+    bottom = rows[-1].subplots(1, 2)
+    _panel(bottom[0], "inner_product", lines, marks, title="Inner product ⟨Δᵗ, Δᵗ⁻¹⟩, median of seeds")
+    _panel(bottom[1], "clipped_share", lines, marks)
+    _legend(figure, top[0])
+    return figure
+
+
+def _panel(axes: Axes, name: str, lines: list[Line], marks: Marks, title: str | None = None) -> None:
+    standard, draw = _PANELS[name]
+    draw(axes, lines, marks)
+    note = f" (target {100 * marks.target:g}%)" if name == "accuracy" and marks.target is not None else ""
+    _finish(axes, (title or standard) + note)
+
+
+def _draw_accuracy(axes: Axes, lines: list[Line], marks: Marks) -> None:
+    for line in lines:
+        _mean_and_spread(axes, line, "accuracy")
+    if marks.target is not None:
+        axes.axhline(marks.target, color="#888888", linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+def _draw_global_rate(axes: Axes, lines: list[Line], marks: Marks) -> None:
+    for line in _distinct(lines, "global_rate"):
+        _mean_and_spread(axes, line, "global_rate")
+    low, high = axes.get_ylim()
+    if high - low < 0.2 * high:  # a rate that hardly moves is drawn so
+        axes.set_ylim((low + high) / 2 - 0.1 * high, (low + high) / 2 + 0.1 * high)
+    _draw_bounds(axes, marks.global_bounds)
+
+
+def _draw_local_rates(axes: Axes, lines: list[Line], marks: Marks) -> None:
+    """The median client (its median over seeds), and the range over all clients of all seeds."""
+    for line in lines:
+        rounds, low = line.values("local_rate_min")
+        _, high = line.values("local_rate_max")
+        if len(rounds):
+            smallest, largest = np.nanmin(low, axis=0), np.nanmax(high, axis=0)
+            axes.fill_between(rounds, smallest, largest, color=line.style["color"], alpha=0.18, lw=0, label="range")
+    _draw_median_rates(axes, lines, marks)
+
+
+def _draw_median_rates(axes: Axes, lines: list[Line], marks: Marks) -> None:
+    for line in _distinct(lines, "local_rate_median"):
+        rounds, median = line.values("local_rate_median")
+        if len(rounds):
+            axes.plot(rounds, np.nanmedian(median, axis=0), label=line.label, **line.style)
+    axes.set_yscale("log")
+    if marks.local_bounds is not None:
+        lower, upper = marks.local_bounds
+        if 0 < lower < upper < np.inf:
+            # rates of methods without bounds may lie outside
+            lowest, highest = axes.dataLim.minposy, axes.dataLim.y1
+            axes.set_ylim(min(lower / 1.25, lowest), max(upper * 1.25, highest))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    _draw_bounds(axes, marks.local_bounds)
+
+
+def _distinct(lines: list[Line], name: str) -> list[Line]:
+    """Rates that never move and are the same are one line, the first method's: FedAvg's, where it takes part."""
+    still = {}
+    for line in lines:
+        if not line.moves(name):
+            _, values = line.values(name)
+            still.setdefault(tuple(np.unique(values[np.isfinite(values)])), line)
+    return [*still.values(), *(line for line in lines if line.moves(name))]
+
+
+def _draw_bounds(axes: Axes, bounds: tuple[float, float] | None) -> None:
+    """Bounds as dotted lines, where they lie in sight: they do not stretch the axis."""
+    low, high = axes.get_ylim()
+    for bound in bounds or ():
+        if low <= bound <= high:
+            axes.axhline(bound, color="#888888", linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=1)
+
+
+def _draw_inner_product(axes: Axes, lines: list[Line], marks: Marks) -> None:
+    del marks
+    largest = 0.0
+    for line in lines:
+        rounds, values = line.values("inner_product")
+        if not len(rounds):
+            continue
+        middle = np.nanmedian(values, axis=0)
+        largest = max(largest, float(np.abs(middle).max()))
+        # points: the signs flip from round to round, and lines between them would cover everything
+        axes.plot(rounds, middle, ".", color=line.style["color"], markersize=4.5, label=line.label)
+    # linear within a thousandth of the largest: a rate moves by the product, so smaller ones move nothing to be seen
+    threshold = largest * 1e-3 or 1.0
+    axes.set_yscale("symlog", linthresh=threshold, linscale=0.4)
+    decades = largest * np.array([1.0, 1e-1, 1e-2])
+    rounded = 10.0 ** np.floor(np.log10(decades)) if largest else np.array([1.0])
+    axes.set_yticks([*-rounded, 0.0, *rounded[::-1]])
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.axhline(0, color="#999999", linewidth=0.8, zorder=0)
+
+
+def _draw_clipped_share(axes: Axes, lines: list[Line], marks: Marks) -> None:
+    """Share of a round's rate updates, of both rates and over all seeds, that lay outside the bounds."""
+    del marks
+    for line in lines:
+        rounds, clipped = _total(line, ("global_rate_clipped", "local_rate_clipped"))
+        _, updates = _total(line, ("global_rate_updates", "local_rate_updates"))
+        made = updates > 0
+        if made.any():
+            axes.plot(rounds[made], clipped[made] / updates[made], label=line.label, **line.style)
+    if not axes.lines:
+        axes.text(0.5, 0.5, "no rate was updated", transform=axes.transAxes, ha="center", color="#555555")
+    axes.set_ylim(-0.03, 1.03)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+_PANELS: dict[str, tuple[str, Callable[[Axes, list[Line], Marks], None]]] = {
+    "accuracy": ("Test accuracy", _draw_accuracy),
+    "global_rate": ("Global rate", _draw_global_rate),
+    "local_rates": ("Local rates: median and range of clients", _draw_local_rates),
+    "inner_product": ("Inner product ⟨Δᵗ, Δᵗ⁻¹⟩", _draw_inner_product),
+    "clipped_share": ("Rate updates clipped", _draw_clipped_share),
+}
+
+
+def _total(line: Line, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    parts = [line.values(name) for name in names]
+    return parts[0][0], sum(np.nansum(values, axis=0) for _, values in parts)
+
+
+def _mean_and_spread(axes: Axes, line: Line, name: str) -> None:
+    rounds, values = line.values(name)
+    if not len(rounds):
+        return
+    known = np.isfinite(values)
+    mean = np.nanmean(values, axis=0)
+    axes.plot(rounds, mean, label=line.label, **line.style)
+    if known.sum(axis=0).min() > 1:
+        spread = np.nanstd(values, axis=0, ddof=1)
+        # not beyond what was seen: an accuracy above 100 % or a negative rate would be nonsense
+        low = np.maximum(mean - spread, np.nanmin(values, axis=0))
+        high = np.minimum(mean + spread, np.nanmax(values, axis=0))
+        axes.fill_between(rounds, low, high, color=line.style["color"], alpha=0.15, lw=0)
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=10.5)
+    axes.set_xlabel("rounds")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e5e5e5", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.02)
+    axes.tick_params(labelsize=9)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=min(len(labels), 6),
+        columnspacing=1.4,
+        handlelength=2.4,
+        frameon=False,
+        fontsize=10,
+    )

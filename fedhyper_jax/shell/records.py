@@ -1,0 +1,272 @@
+"""The run folder: what is written, when, and how it is read back.
+
+``config.toml`` first, then ``metrics.jsonl`` chunk by chunk as rounds are done, ``summary.json`` at the start (status
+"unfinished") and again at the end, ``parameters/`` and ``plots/`` last. A killed run leaves whole lines.
+"""
+
+import json
+import math
+import os
+import pathlib
+import platform
+import shutil
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedhyper_jax.engine import History
+from fedhyper_jax.shell.config import COMMANDS, Config, ConfigError, to_toml
+
+CONFIG, METRICS, SUMMARY, PARAMETERS, PLOTS = "config.toml", "metrics.jsonl", "summary.json", "parameters", "plots"
+_NOTES = "command", "preset"
+
+Record = dict[str, Any]
+
+
+def prepare_folder(
+    folder: str | os.PathLike, config: Config, *, preset: str | None = None, overwrite: bool = False
+) -> pathlib.Path:
+    """Makes a run folder and writes its ``config.toml``.
+
+    Args:
+      folder: to be made; an empty one will do.
+      config: what is going to run.
+      preset: its name, where the configuration is a preset as it stands.
+      overwrite: whether an earlier run there is replaced. Only what a run writes is deleted.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ConfigError: the folder holds a run and ``overwrite`` is false, or something else, which is never deleted.
+
+    Example:
+      >>> import tempfile
+      >>> from fedhyper_jax.config import RunConfig
+      >>> with tempfile.TemporaryDirectory() as parent:
+      ...     sorted(path.name for path in prepare_folder(parent + "/new", RunConfig()).iterdir())
+      ['config.toml']
+    """
+    folder = pathlib.Path(folder)
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is a file; choose another folder with --out")
+        if folder.is_dir() and any(folder.iterdir()):
+            if read_notes(folder) is None:
+                raise ConfigError(
+                    f"{folder} is not empty and not a run folder (no {CONFIG} of fedhyper in it), so nothing in it is "
+                    "touched; choose another folder with --out"
+                )
+            if not overwrite:
+                raise ConfigError(f"{folder} holds a run already; choose another folder with --out, or add --overwrite")
+            for name in (METRICS, SUMMARY, PARAMETERS, PLOTS):
+                _remove(folder / name)
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / CONFIG, to_toml(config, preset=preset))
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder}: {error.strerror}; choose another folder with --out") from error
+    return folder
+
+
+def _remove(path: pathlib.Path) -> None:
+    """Removes a file, a link or a folder; what cannot be removed is an error before the run, not after it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_notes(folder: str | os.PathLike) -> dict[str, str] | None:
+    """Command and preset in the ``config.toml`` of a run folder; None for any other folder.
+
+    Read without the strict check of keys, so that folders of other versions are recognised too.
+    """
+    import tomllib
+
+    try:
+        table = tomllib.loads((pathlib.Path(folder) / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return None
+    command = table.get("command")
+    is_run_folder = isinstance(command, str) and command in COMMANDS
+    return {note: table[note] for note in _NOTES if note in table} if is_run_folder else None
+
+
+def plain(value: Any) -> Any:
+    """A number as JSON has it: None for NaN and infinities, and for float32 the shortest decimals that give it back.
+
+    Example:
+      >>> plain(np.float32(0.1)), plain(np.float64("nan")), plain(np.int32(3))
+      (0.1, None, 3)
+    """
+    if not isinstance(value, np.generic | float | int) or isinstance(value, bool):
+        return value
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if not math.isfinite(value):
+        return None
+    return float(str(value)) if isinstance(value, np.generic) else value
+
+
+def history_records(history: History, seconds: float, **labels: Any) -> list[Record]:
+    """One record a round of a `History` without other leading axes.
+
+    Args:
+      history: of some rounds of one run, as NumPy arrays.
+      seconds: these rounds took.
+      **labels: go into each record, first.
+
+    Returns:
+      Per round: ``round`` (from 0), ``accuracy`` and ``loss`` on the test set and ``client_accuracy_*`` (None where
+      not evaluated), ``global_rate``, ``local_rate`` as broadcast, ``local_rate_min``, ``_median`` and ``_max`` over
+      the clients' final rates, ``inner_product``, ``global_clipped_share`` and ``local_clipped_share`` (None without
+      updates) with the counts they are made of, clients, work and bytes, and ``seconds``, the rounds' mean.
+    """
+    info = history.info
+    rounds = len(info.round)
+    names = {name: name.removeprefix("test_") for name in history.evaluation}
+    records = []
+    for index in range(rounds):
+
+        def get(name, index=index):
+            return plain(getattr(info, name)[index])
+
+        records.append(
+            {
+                **labels,
+                "round": get("round"),
+                **{names[name]: plain(values[index]) for name, values in history.evaluation.items()},
+                "client_loss": get("client_loss"),
+                "global_rate": get("global_rate"),
+                "local_rate": get("local_rate"),
+                "local_rate_min": get("client_rate_min"),
+                "local_rate_median": get("client_rate_median"),
+                "local_rate_max": get("client_rate_max"),
+                "inner_product": get("inner_product"),
+                "pseudo_gradient_norm": get("pseudo_gradient_norm"),
+                "global_clipped_share": share(get("global_rate_clipped"), get("global_rate_updates")),
+                "local_clipped_share": share(get("local_rate_clipped"), get("local_rate_updates")),
+                **{
+                    name: get(name)
+                    for name in (
+                        "global_rate_updates",
+                        "global_rate_clipped",
+                        "local_rate_updates",
+                        "local_rate_clipped",
+                        "non_finite_products",
+                        "participants",
+                        "left_out",
+                        "local_steps",
+                        "examples",
+                        "bytes_up",
+                        "bytes_down",
+                    )
+                },
+                "seconds": seconds / rounds,
+            }
+        )
+    return records
+
+
+def share(part: int, whole: int) -> float | None:
+    """The share of some in all; None of nothing."""
+    return part / whole if whole else None
+
+
+def append_records(folder: str | os.PathLike, records: Iterable[Record]) -> None:
+    """Appends records to ``metrics.jsonl`` in one write that has reached the disk when this returns.
+
+    Unbuffered, so that it is one write indeed and several processes may append to one file.
+    """
+    lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+    with open(pathlib.Path(folder) / METRICS, "ab", buffering=0) as file:
+        file.write(lines.encode())
+        os.fsync(file.fileno())
+
+
+def order_records(folder: str | os.PathLike, methods: Sequence[str]) -> None:
+    """Puts the records of a comparison in the order of its methods, as one process would have written them."""
+    records = sorted(read_records(folder), key=lambda record: methods.index(record["method"]))  # sorting is stable
+    text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+    _replace(pathlib.Path(folder) / METRICS, text)
+
+
+def read_records(folder: str | os.PathLike) -> list[Record]:
+    """The records of a run folder; a last line that a killed run left half written is dropped.
+
+    Raises:
+      ConfigError: not a run folder, no record in it, or a line in its midst that is not JSON.
+    """
+    folder = pathlib.Path(folder)
+    if read_notes(folder) is None:
+        raise ConfigError(f"{folder} is not a run folder: it has no {CONFIG} written by fedhyper")
+    try:
+        lines = (folder / METRICS).read_text(encoding="utf-8").split("\n")
+    except OSError:
+        lines = []
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{folder / METRICS} is damaged: {error}") from None
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is empty or half a record
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{folder / METRICS} is damaged in line {number}: {error}") from None
+        needed = (
+            ("round", "initial_local_rate", "seed") if isinstance(record, dict) and "method" in record else ("round",)
+        )
+        if not isinstance(record, dict) or any(name not in record for name in needed):
+            raise ConfigError(f"{folder / METRICS} is damaged in line {number}: not a record of a round")
+        records.append(record)
+    if not records:
+        raise ConfigError(f"{folder} has no records yet: not one chunk of its rounds was done")
+    return records
+
+
+def group_records(records: list[Record]) -> dict[tuple[str, float], dict[int, list[Record]]]:
+    """Records of a comparison by (method, initial local rate), then by seed, in the order they were written."""
+    groups: dict[tuple[str, float], dict[int, list[Record]]] = {}
+    for record in records:
+        cell = groups.setdefault((record["method"], record["initial_local_rate"]), {})
+        cell.setdefault(record["seed"], []).append(record)
+    return groups
+
+
+def write_summary(folder: str | os.PathLike, summary: dict[str, Any]) -> None:
+    """Writes ``summary.json`` as a whole or not at all."""
+    _replace(pathlib.Path(folder) / SUMMARY, json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_summary(folder: str | os.PathLike) -> dict[str, Any]:
+    """The summary of a run folder."""
+    return json.loads((pathlib.Path(folder) / SUMMARY).read_text(encoding="utf-8"))
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices that a result depends on."""
+    import fedhyper_jax
+
+    devices = jax.devices()
+    return {
+        "fedhyper_jax": fedhyper_jax.__version__,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "device": f"{len(devices)} × {devices[0].device_kind} ({devices[0].platform})",
+    }
+
+
+def column(records: Sequence[Record], name: str) -> np.ndarray:
+    """One field of records as float64, NaN for None."""
+    return np.array([math.nan if record.get(name) is None else record[name] for record in records], float)
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    """Writes beside and renames: readers see the old file or the new one, never half of one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,154 @@
+"""Evaluation: jitted, masked, exact whatever the batch size; on the server's test set and client by client."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from fedhyper_jax import _validate
+from fedhyper_jax.base import Batch, Params
+from fedhyper_jax.tasks.metrics import Mean, MetricsFunction, check_per_example
+
+
+class ClientExamples(Protocol):
+    """What is asked of clients' examples: one pool, and client after client the rows that it owns (`FederatedData`)."""
+
+    examples: Batch
+    order: Int[Array, " examples"]
+    offsets: Int[Array, " population+1"]
+
+    @property
+    def client_sizes(self) -> Int[Array, " population"]:
+        """Number of examples of each client."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationData:
+    """What parameters are evaluated on; an argument of compiled programs, never a constant.
+
+    Attributes:
+      test: the server's test examples, or None.
+      clients: each client's examples (its own, or those `data.hold_out` set aside), or None.
+    """
+
+    test: Batch | None = None
+    clients: ClientExamples | None = None
+
+
+Evaluation = Callable[[Params, EvaluationData], dict[str, Float[Array, ""]]]
+"""``evaluate(params, data)``: named scalars."""
+
+
+def make_evaluation(metrics_fn: MetricsFunction, *, batch_size: int = 500) -> Evaluation:
+    """Makes the evaluation of parameters on `EvaluationData`.
+
+    Args:
+      metrics_fn: ``(params, batch) -> named values per example``, e.g. `metrics.classification(model)`.
+      batch_size: examples at a time; the last batch is masked, so the result does not depend on it.
+
+    Returns:
+      ``evaluate(params, data)``. For each metric of ``metrics_fn``, e.g. "accuracy", and as far as the data has them:
+      "test_accuracy", the mean over the test set; over clients with examples, each client's own mean counting once,
+      "client_accuracy_mean", "client_accuracy_std" (population standard deviation) and "client_accuracy_worst_decile",
+      the mean of the lowest tenth of the clients (rounded up; the highest tenth for a metric named "loss").
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np
+      >>> from fedhyper_jax.data.federated import pack
+      >>> def metrics_fn(params, batch): return {"accuracy": (batch["x"] == params).astype(float)}
+      >>> clients = pack({"x": np.array([0, 0, 1, 1])}, [np.array([0, 1]), np.array([2]), np.array([3])])
+      >>> evaluate = make_evaluation(metrics_fn, batch_size=3)
+      >>> values = evaluate(0, EvaluationData(test={"x": jnp.array([0, 0, 0, 1])}, clients=clients))
+      >>> {name: round(float(value), 3) for name, value in values.items()}
+      {'test_accuracy': 0.75, 'client_accuracy_mean': 0.333, 'client_accuracy_std': 0.471,
+       'client_accuracy_worst_decile': 0.0}
+    """
+    _validate.positive_integer(batch_size=batch_size)
+
+    def evaluate(params: Params, data: EvaluationData) -> dict[str, Float[Array, ""]]:
+        _check_data(data)
+        values = {}
+        if data.test is not None:
+            length = len(next(iter(data.test.values())))
+            for name, per_example in _per_example(params, data.test, jnp.arange(length)).items():
+                values[f"test_{name}"] = Mean.of(per_example, jnp.ones(length, bool)).value
+        if data.clients is not None:
+            sizes = data.clients.client_sizes
+            owner = jnp.searchsorted(data.clients.offsets, jnp.arange(len(data.clients.order)), side="right") - 1
+            for name, per_example in _per_example(params, data.clients.examples, data.clients.order).items():
+                totals = jax.ops.segment_sum(per_example, owner, num_segments=len(sizes), indices_are_sorted=True)
+                summary = client_summary(totals / jnp.maximum(sizes, 1), sizes > 0, highest_is_worst=name == "loss")
+                values.update({f"client_{name}_{statistic}": value for statistic, value in summary.items()})
+        return values
+
+    def _per_example(params, examples: Batch, rows) -> dict[str, Float[Array, " rows"]]:
+        examples = jax.tree.map(jnp.asarray, examples)
+        size = min(batch_size, len(rows))
+        padded = jnp.concatenate([rows, jnp.repeat(rows[-1:], -len(rows) % size)]).reshape(-1, size)
+
+        def one_batch(_, batch_rows):
+            values = metrics_fn(params, jax.tree.map(lambda array: array[batch_rows], examples))
+            for name, value in values.items():
+                check_per_example(value, size, name=f"the metric {name!r}")
+            # Sums of many examples want float32 at least, and metrics may be truth values.
+            return None, jax.tree.map(lambda v: v.astype(jnp.promote_types(v.dtype, jnp.float32)), values)
+
+        _, stacked = lax.scan(one_batch, None, padded)
+        return {name: values.reshape(-1)[: len(rows)] for name, values in stacked.items()}
+
+    return evaluate
+
+
+def _check_data(data: EvaluationData) -> None:
+    """Raises ValueError for anything but `EvaluationData` with something in it."""
+    if not isinstance(data, EvaluationData) or (data.test is None and data.clients is None):
+        raise ValueError(f"evaluation data must be EvaluationData(test=..., clients=...), got {type(data).__name__}")
+    if data.test is not None:
+        lengths = {name: np.shape(array)[:1] for name, array in data.test.items()}
+        if len(set(lengths.values())) != 1 or next(iter(lengths.values())) in ((), (0,)):
+            raise ValueError(f"test examples must be arrays of one common length ≥ 1, got lengths {lengths}")
+
+
+def client_summary(
+    values: Float[Array, " population"], counts: Array, *, highest_is_worst: bool = False
+) -> dict[str, Float[Array, ""]]:
+    """Mean, standard deviation and worst decile over the clients where ``counts`` is true; NaN without any."""
+    number = jnp.sum(counts)
+    mean = Mean.of(values, counts).value
+    variance = Mean.of(jnp.square(values - mean), counts).value
+    signed = -values if highest_is_worst else values
+    signed = jnp.where(jnp.isnan(signed), -jnp.inf, signed)  # a client whose loss is not a number is the worst of all
+    ranked = jnp.sort(jnp.where(counts, signed, jnp.inf))
+    lowest = jnp.arange(len(values)) < -(-number // 10)
+    worst = Mean.of(ranked, lowest).value
+    return {"mean": mean, "std": jnp.sqrt(variance), "worst_decile": -worst if highest_is_worst else worst}
+
+
+def rounds_to_target(rounds: Sequence[int], values: Sequence[float], target: float, *, window: int = 3) -> int | None:
+    """Rounds run until the mean of the last ``window`` evaluations first reached ``target``; None if it never did.
+
+    Args:
+      rounds: numbers (from 0) of the evaluated rounds.
+      values: what was evaluated after each of them; not finite counts as below the target.
+      target: the value to reach.
+      window: evaluations averaged, so that one lucky evaluation does not count.
+
+    Returns:
+      A number of rounds, i.e. one more than the number of the round; with fewer than ``window`` evaluations None.
+
+    Example:
+      >>> rounds_to_target([0, 1, 2, 3, 4], [0.1, 0.9, 0.5, 0.8, 0.9], target=0.7)
+      4
+    """
+    if len(values) < window:  # np.convolve would swap its arguments
+        return None
+    sums = np.convolve(np.asarray(values, float), np.ones(window), mode="valid")
+    # Accuracies are float32: three times exactly the target must count.
+    reached = np.flatnonzero(sums / window >= target - 1e-6)
+    return int(rounds[reached[0] + window - 1]) + 1 if len(reached) else None

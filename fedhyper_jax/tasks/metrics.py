@@ -1,0 +1,72 @@
+"""Per-example metrics and the merge-able statistic that averages them over batches, clients and devices."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
+
+from fedhyper_jax.base import Batch, Model, Params
+from fedhyper_jax.tasks.losses import mean_over_positions
+
+MetricsFunction = Callable[[Params, Batch], dict[str, Float[Array, " batch"]]]
+"""``metrics_fn(params, batch)``: named values, one per example."""
+
+
+def check_per_example(values: Array, batch_size: int, *, name: str) -> None:
+    """Raises ValueError unless a function returned one value per example: a mean or a column would mix up the mask."""
+    if jnp.shape(values) != (batch_size,):
+        raise ValueError(
+            f"{name} must return one value per example, shape ({batch_size},), got shape {jnp.shape(values)}; "
+            "leave averaging over examples to the caller"
+        )
+
+
+class Mean(NamedTuple):
+    """A weighted mean that can be merged: ``merge(zero, m) = m``, and merging is associative and commutative."""
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+
+    @classmethod
+    def zero(cls) -> "Mean":
+        """The identity of `merge`."""
+        return cls(jnp.zeros(()), jnp.zeros(()))
+
+    @classmethod
+    def of(cls, values: Float[Array, " batch"], mask: Bool[Array, " batch"]) -> "Mean":
+        """The mean of the values where ``mask`` holds."""
+        return cls(jnp.sum(jnp.where(mask, values, 0.0)), jnp.sum(mask).astype(values.dtype))
+
+    def merge(self, other: "Mean") -> "Mean":
+        """The mean over both sets of values."""
+        return Mean(self.total + other.total, self.weight + other.weight)
+
+    @property
+    def value(self) -> Float[Array, ""]:
+        """The mean; NaN of nothing."""
+        return self.total / self.weight
+
+
+def classification(model: Model) -> MetricsFunction:
+    """Accuracy (0 or 1) and cross-entropy of each example; of a sequence, the means over its positions.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> model = Model(init=None, apply=lambda params, x: x)
+      >>> batch = {"x": jnp.array([[2.0, 0.0], [2.0, 0.0]]), "y": jnp.array([0, 1])}
+      >>> classification(model)(None, batch)["accuracy"].tolist()
+      [1.0, 0.0]
+    """
+
+    def metrics_fn(params, batch):
+        logits = model.apply(params, batch["x"])
+        # Diverged parameters give NaN logits, whose argmax is 0: a right answer for a tenth of the examples. Not here.
+        right = (jnp.argmax(logits, axis=-1) == batch["y"]) & jnp.all(jnp.isfinite(logits), axis=-1)
+        return {
+            "accuracy": mean_over_positions(right.astype(jnp.float32)),
+            "loss": mean_over_positions(optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["y"])),
+        }
+
+    return metrics_fn
