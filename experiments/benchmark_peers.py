@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 
-from fedhyper_jax.bench import machine, spread
+from fedhyper_jax.shell.bench import machine, spread
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results" / "benchmark_peers.json"
@@ -239,7 +239,7 @@ def run_ours(job: str, given) -> dict:
     """One run of `fedhyper bench`, FedAvg alone."""
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "bench.json"
-        command = [sys.executable, "-m", "fedhyper_jax.cli", "bench", job, "--methods", "fedavg", "--quiet"]
+        command = [sys.executable, "-m", "fedhyper_jax.shell.cli", "bench", job, "--methods", "fedavg", "--quiet"]
         execute([*command, "--out", out, *shlex.split(given.ours)])
         results = json.loads(out.read_text())
     (measured,) = results["jobs"]

@@ -9,10 +9,10 @@ Writes:   runs/demo_rates
 
 import dataclasses
 
-from fedhyper_jax.compare import compare
-from fedhyper_jax.config import GridConfig
-from fedhyper_jax.presets import PRESETS
-from fedhyper_jax.report import print_comparison
+from fedhyper_jax.shell.compare import compare
+from fedhyper_jax.shell.config import GridConfig
+from fedhyper_jax.shell.presets import PRESETS
+from fedhyper_jax.shell.report import print_comparison
 
 DEMO = PRESETS["demo"]
 CONFIG = dataclasses.replace(

@@ -25,10 +25,10 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from fedhyper_jax.evaluation import rounds_to_target
 
 import fedhyper_jax as fh
 from fedhyper_jax import data, losses, methods, metrics, models
+from fedhyper_jax.tasks.evaluation import rounds_to_target
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 SEEDS, TUNING_SEED = (0, 1, 2), 100

@@ -31,7 +31,7 @@ import numpy as np
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results"
 FOLDER = RESULTS / "speed"
-FEDHYPER = [sys.executable, "-m", "fedhyper_jax.cli"]
+FEDHYPER = [sys.executable, "-m", "fedhyper_jax.shell.cli"]
 ONE_CORE = {"JAX_PLATFORMS": "cpu"}
 
 POPULATIONS = (100, 1_000, 10_000, 100_000, 1_000_000)
@@ -88,7 +88,7 @@ def measure_jobs() -> None:
 
 def measure_cores() -> None:
     """Each way in turn, five times over."""
-    from fedhyper_jax.cores import number_of_cores
+    from fedhyper_jax.engine.cores import number_of_cores
 
     alone = ["--processes", 1]
     ways = {
@@ -127,8 +127,8 @@ def measure_scale() -> None:
 
 def measure_point(population: int, cohort: int) -> dict:
     on_one_core()
-    from fedhyper_jax.bench import JOBS, measure
-    from fedhyper_jax.bench.jobs import logistic_1m
+    from fedhyper_jax.shell.bench import JOBS, measure
+    from fedhyper_jax.shell.bench.jobs import logistic_1m
 
     build = functools.partial(logistic_1m, population)
     job = JOBS["logistic-1M"]._replace(build=build, clients=f"{population:,} clients made on demand")
@@ -234,9 +234,9 @@ def _mlp_runs():
     """A function that sweeps the rates in one program, and one that runs them one after the other."""
     import jax
     import jax.numpy as jnp
-    from fedhyper_jax.bench import JOBS
 
     import fedhyper_jax as fh
+    from fedhyper_jax.shell.bench import JOBS
 
     job = JOBS["mlp"]
     task = job.build()
@@ -324,8 +324,9 @@ def measure_profiled(name: str) -> dict:
     """One traced round on one core: the operations of XLA's own profile, added up by kind."""
     on_one_core()
     import jax
-    from fedhyper_jax.bench import JOBS
-    from fedhyper_jax.bench.measure import compile_rounds
+
+    from fedhyper_jax.shell.bench import JOBS
+    from fedhyper_jax.shell.bench.measure import compile_rounds
 
     job = JOBS[name]
     task = job.build()
@@ -465,7 +466,7 @@ def peers_section() -> list[str]:
 
 
 def cores_section() -> list[str]:
-    from fedhyper_jax.bench import spread
+    from fedhyper_jax.shell.bench import spread
 
     lines, results = ["## The cores of one machine", ""], load("cores")
     if results is None:
@@ -623,7 +624,7 @@ def sweeps_section() -> list[str]:
 
 
 def precision_section() -> list[str]:
-    from fedhyper_jax.bench import spread
+    from fedhyper_jax.shell.bench import spread
 
     lines, results = ["## bfloat16", ""], load("precision")
     if results is None:

@@ -107,9 +107,9 @@ for t in (0, 9, 19, 29):
 # seeds. All rates and seeds of a method are one program, and every cohort is divided between the devices.
 
 # %%
-from fedhyper_jax.compare import compare
-from fedhyper_jax.presets import preset_config
-from fedhyper_jax.report import print_comparison
+from fedhyper_jax.shell.compare import compare
+from fedhyper_jax.shell.presets import preset_config
+from fedhyper_jax.shell.report import print_comparison
 
 config = preset_config("demo", "compare")
 config = dataclasses.replace(config, run=dataclasses.replace(config.run, out=str(folder / "demo")))

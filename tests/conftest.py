@@ -23,7 +23,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 collect_ignore = ["reference/fedjax_traces.py"]  # a script for an environment of its own
 if "device_count=4" not in os.environ["XLA_FLAGS"]:
-    collect_ignore.append("test_sharded.py")  # test_devices.py runs it, in a process with four devices
+    collect_ignore.append("engine/test_sharded.py")  # test_devices.py runs it, in a process with four devices
 
 
 @pytest.fixture(autouse=True)

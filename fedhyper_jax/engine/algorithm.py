@@ -75,10 +75,10 @@ def federated_algorithm(
     Args:
       loss_fn: ``(params, batch) -> per-example losses (B,)``.
       work: what clients do in a round, `local_epochs` or `local_steps`.
-      global_rate: rule of α, see `fedhyper_jax.rates`.
+      global_rate: rule of α, see `fedhyper_jax.parts.rates`.
       local_rate: rule of the broadcast β.
-      client_rule: rule of β between local steps, see `fedhyper_jax.client_rules`; the broadcast rate if None.
-      terms: what the method adds to local objective and aggregation, see `fedhyper_jax.terms`; in any order.
+      client_rule: rule of β between local steps, see `fedhyper_jax.parts.client_rules`; the broadcast rate if None.
+      terms: what the method adds to local objective and aggregation, see `fedhyper_jax.parts.terms`; in any order.
       server_optimizer: used as it stands, own sign and rate included; ``optax.sgd(1.0)`` if None. It is handed the
         extra arguments ``value`` (mean loss of the clients), ``gradient`` (Δ^t) and ``global_rate`` (α^t).
       client_optimizer: likewise, its state afresh each round; see `client.Trainer` for its extra arguments.
@@ -91,8 +91,8 @@ def federated_algorithm(
       aggregator: how client updates become one, see `fedhyper_jax.parts.aggregators`; their mean if None.
       failure_model: what goes wrong with clients, see `fedhyper_jax.parts.failures`; nothing if None.
       guard: whether a round counts, see `fedhyper_jax.parts.guards`; if None, unless its step is not finite.
-      strategy: 'vectorized', 'sequential', 'chunked(c)', 'sharded(...)' or 'debug', see `fedhyper_jax.cohort`; speed
-        only.
+      strategy: 'vectorized', 'sequential', 'chunked(c)', 'sharded(...)' or 'debug', see
+        `fedhyper_jax.cohort`; speed only.
 
     Returns:
       The pair (init, round), and which parameters to evaluate.
@@ -106,8 +106,8 @@ def federated_algorithm(
     Example:
       >>> import optax
       >>> from fedhyper_jax.data import local_steps
-      >>> from fedhyper_jax.rates import hypergradient, scheduled
-      >>> from fedhyper_jax.terms import proximal
+      >>> from fedhyper_jax.parts.rates import hypergradient, scheduled
+      >>> from fedhyper_jax.parts.terms import proximal
       >>> def loss_fn(w, batch): return (w - batch["x"]) ** 2
       >>> algorithm = federated_algorithm(  # FedProx with FedHyper-G and a local rate that decays
       ...     loss_fn,

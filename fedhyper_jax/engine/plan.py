@@ -9,14 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 from fedhyper_jax import _random, _tree
 from fedhyper_jax.base import ServerState
 from fedhyper_jax.data import Cohort, LocalWork
+from fedhyper_jax.engine.strategies import Assignment, Slots
 from fedhyper_jax.parts import Parts
-
-
-class Assignment(NamedTuple):
-    """What one client of a cohort is to do; scalars, or (cohort,) for all of them."""
-
-    client_id: Int[Array, "*cohort"]
-    num_steps: Int[Array, "*cohort"]  # K_m, those that failures take away left out; 0 for an empty slot
 
 
 class Plan(NamedTuple):
@@ -30,6 +24,11 @@ class Plan(NamedTuple):
     mean_size: Float[Array, ""]  # mean of n over all clients of the data set
     cohort_size: Int[Array, ""]  # number of slots that hold a client
     padding_id: int  # the client id of an empty slot: the population
+
+    @property
+    def slots(self) -> Slots:
+        """What a strategy is to run."""
+        return Slots(self.clients, self.common_steps, self.padding_id)
 
 
 def plan_cohort(parts: Parts, work: LocalWork, keys: _random.RoundKeys, state: ServerState, cohort: Cohort) -> Plan:

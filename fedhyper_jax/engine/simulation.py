@@ -91,7 +91,7 @@ def simulate(
 
     Example:
       >>> import jax, numpy as np
-      >>> from fedhyper_jax.algorithms import fedhyper
+      >>> from fedhyper_jax.methods import fedhyper
       >>> from fedhyper_jax.data import local_epochs, pack
       >>> data = pack({"x": np.array([[1.0], [3.0]])}, [np.array([0]), np.array([1])])
       >>> def loss_fn(w, batch): return 0.5 * ((w - batch["x"]) ** 2).sum(axis=1)

@@ -42,7 +42,7 @@ def sweep(
       rounds: number of rounds.
       rounds_per_chunk: rounds per compiled call; all of them if None.
       callbacks: as in `simulation.run`; states and histories carry the two leading axes.
-      **simulation: ``cohort_size``, ``evaluate``, ``evaluation_data``, ``eval_every`` and ``participation`` of `simulate`.
+      **simulation: ``cohort_size``, ``evaluate``, ``evaluation_data``, ``eval_every``, ``participation`` of `simulate`.
 
     Returns:
       Final parameters (those that the algorithm evaluates) and history; every leaf has leading axes (R, seeds), then
@@ -53,7 +53,7 @@ def sweep(
 
     Example:
       >>> import jax, jax.numpy as jnp, numpy as np
-      >>> from fedhyper_jax.algorithms import fedavg
+      >>> from fedhyper_jax.methods import fedavg
       >>> from fedhyper_jax.data import local_epochs, pack
       >>> data = pack({"x": np.array([[1.0], [3.0]])}, [np.array([0]), np.array([1])])
       >>> def loss_fn(w, batch): return 0.5 * ((w - batch["x"]) ** 2).sum(axis=1)

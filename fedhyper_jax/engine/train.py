@@ -10,8 +10,8 @@ from fedhyper_jax import _random, _tree
 from fedhyper_jax.base import RATE_ROWS, LossFunction, Params, PyTree, ServerState
 from fedhyper_jax.data import ClientData, ClientView, LocalWork, all_examples, draw_batches
 from fedhyper_jax.engine.client import Broadcast, Trained, Trainer, train_client
-from fedhyper_jax.engine.plan import Assignment, Plan
-from fedhyper_jax.engine.strategies import Slots, Strategy
+from fedhyper_jax.engine.plan import Plan
+from fedhyper_jax.engine.strategies import Assignment, Strategy
 from fedhyper_jax.parts import ClientFacts, Gathered, Parts, RateReport
 
 
@@ -73,13 +73,7 @@ def train_cohort(
         return _weigh(parts, shared, client, view.size, trained)
 
     shared = _Shared(keys.clients, state, data, plan.total_share, plan.mean_size, plan.cohort_size)
-    slots = Slots(
-        clients=plan.clients,
-        steps=plan.clients.num_steps,
-        common_steps=plan.common_steps,
-        padding=Assignment(client_id=plan.padding_id, num_steps=0),
-    )
-    sums, (records, updates) = strategy.map_reduce(client_fn, shared, slots)
+    sums, (records, updates) = strategy.map_reduce(client_fn, shared, plan.slots)
     divisor = jnp.where(sums.weight > 0, sums.weight, 1)
     means = jax.tree.map(lambda total: total / divisor, (sums.update, sums.term_means, sums.reported))
     gathered = Gathered(

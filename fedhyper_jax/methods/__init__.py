@@ -7,5 +7,6 @@ docs/methods.md. Names are joined by '+': 'fedprox+G', 'scaffold+fedexp', 'G+SL+
 from fedhyper_jax.methods._compose import make_method, method_options, parse_method
 from fedhyper_jax.methods._table import KINDS, METHODS, Method, method_table
 from fedhyper_jax.methods.algorithms import *  # noqa: F403
+from fedhyper_jax.methods.fedhyper import resolve_bounds  # noqa: F401
 
 __all__ = ["KINDS", "METHODS", "Method", "make_method", "method_options", "method_table", "parse_method"]

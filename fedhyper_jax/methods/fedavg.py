@@ -34,17 +34,17 @@ def fedavg(
 
     The other algorithms are this one with other parts, and take its other arguments: with a server optimizer it is
     FedOpt (α multiplies the optimizer's update, so it stands after the preconditioner), with a term FedProx or
-    SCAFFOLD, with a rule for the global rate FedExP; so they compose: ``scaffold(..., global_rate=rates.extrapolation())``.
+    SCAFFOLD, with a rule for the global rate FedExP; so they compose: ``scaffold(…, global_rate=extrapolation())``.
 
     Args:
       loss_fn: ``(params, batch) -> per-example losses (B,)``, e.g. `losses.cross_entropy(model)`.
       work: `local_epochs` or `local_steps`.
-      local_rate: β > 0, an optax schedule of the *round*, or a rule of `fedhyper_jax.rates`.
+      local_rate: β > 0, an optax schedule of the *round*, or a rule of `fedhyper_jax.parts.rates`.
       global_rate: α > 0, an optax schedule of the round, or a rule.
-      client_rule: what moves β between local steps, see `fedhyper_jax.client_rules`; nothing if None.
-      terms: what is added to the local objective and the aggregation, see `fedhyper_jax.terms`; in any order.
+      client_rule: what moves β between local steps, see `fedhyper_jax.parts.client_rules`; nothing if None.
+      terms: what is added to the local objective and the aggregation, see `fedhyper_jax.parts.terms`; in any order.
       server_optimizer: an optax optimizer as it stands, own sign and rate included; ``optax.sgd(1.0)`` if None. Those
-        of the literature are in `fedhyper_jax.server_optimizers`.
+        of the literature are in `fedhyper_jax.parts.server_optimizers`.
       client_optimizer: likewise, its state afresh each round; ``optax.sgd(1.0)`` if None, or e.g.
         ``optax.sgd(1.0, momentum=0.9)``. β multiplies its update.
       weighting: "examples" (p_m = n_m / Σ n) or "uniform".

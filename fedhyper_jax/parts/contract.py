@@ -1,7 +1,7 @@
 """The contracts: everything that can be swapped in a round, each a NamedTuple of pure functions.
 
-A part's settings are arrays in the state that its ``init`` makes, so that they are data for one compiled program; a part
-that keeps nothing has the state ``()`` and costs nothing. One round asks them in this order:
+A part's settings are arrays in the state that its ``init`` makes, so that they are data for one compiled program; a
+part that keeps nothing has the state ``()`` and costs nothing. One round asks them in this order:
 
   * `FailureModel.before`: which clients of the cohort start, and how many steps they get;
   * `ClientRule` and `LocalTerm`: what a client's local steps are;

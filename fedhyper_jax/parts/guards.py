@@ -40,7 +40,7 @@ class RollbackState(NamedTuple):
 
 
 def rollback(factor=2.0, *, patience: int = 5) -> Guard:
-    r"""Takes a round back whose cohort loss is not finite, or exceeds ``factor`` times that of the last one that counted.
+    r"""Takes a round back whose cohort loss is not finite or exceeds ``factor`` times that of the last that counted.
 
     The cohort loss is the mean training loss over the examples that the participants saw, each at the iterate that saw
     it; so it rises within the very round in which clients diverge. Everything but the number of the round stays as it

@@ -69,7 +69,7 @@ def weighted(availability) -> Participation:
             )
         if cohort_size > drawable:
             raise ValueError(
-                f"cohort_size must be at most {drawable}, the number of clients with availability > 0, got {cohort_size}"
+                f"cohort_size must be at most {drawable}, so many clients have availability > 0, got {cohort_size}"
             )
 
     def sample(key, settings, population: int, cohort_size: int):

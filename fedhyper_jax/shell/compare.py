@@ -51,7 +51,7 @@ def compare(
 
     Example:
       >>> import tempfile
-      >>> from fedhyper_jax.config import GridConfig, RunSettings
+      >>> from fedhyper_jax.shell.config import GridConfig, RunSettings
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     grid = GridConfig(methods=("fedavg", "G"), local_rates=(0.1,), seeds=1)
       ...     settings = RunSettings(rounds=3, strategy="sequential", out=folder)

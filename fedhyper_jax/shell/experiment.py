@@ -44,7 +44,7 @@ from fedhyper_jax.shell.config import (
     WorkConfig,
 )
 from fedhyper_jax.shell.records import environment
-from fedhyper_jax.tasks import Evaluation, EvaluationData, classification, cross_entropy, make_evaluation
+from fedhyper_jax.tasks import Evaluation, EvaluationData, losses, make_evaluation, metrics
 
 
 def _rated(factory: Callable[[], optax.GradientTransformation], own_rate: float):
@@ -115,7 +115,7 @@ def build_experiment(config: Config) -> Experiment:
       ConfigError: anything that the configuration gets wrong, or data that are not there; the message is one line.
 
     Example:
-      >>> from fedhyper_jax.config import RunConfig
+      >>> from fedhyper_jax.shell.config import RunConfig
       >>> experiment = build_experiment(RunConfig())
       >>> experiment.data.population, experiment.dataset.num_classes
       (100, 10)
@@ -129,14 +129,14 @@ def build_experiment(config: Config) -> Experiment:
             data, clients = hold_out(data, config.data.hold_out, seed=config.data.partition_seed)
         check_cohort_size(config.run.cohort_size, data.population)
         model = make_model(config.model, dataset.num_classes)
-        loss_fn = cross_entropy(model)
+        loss_fn = losses.cross_entropy(model)
         experiment = Experiment(
             dataset=dataset,
             partition=partition,
             data=data,
             model=model,
             loss_fn=loss_fn,
-            evaluate=make_evaluation(classification(model)),
+            evaluate=make_evaluation(metrics.classification(model)),
             evaluation_data=EvaluationData(
                 test={name: jnp.asarray(array) for name, array in dataset.test.items()},
                 clients=clients if config.data.evaluate_clients else None,

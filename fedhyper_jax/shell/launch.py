@@ -79,7 +79,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             pin = {available[index % len(available)]} if available else None
             members.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "fedhyper_jax.cli", *arguments],
+                    [sys.executable, "-m", "fedhyper_jax.shell.cli", *arguments],
                     env={
                         **os.environ,
                         _COORDINATOR: coordinator,

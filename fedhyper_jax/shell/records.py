@@ -44,7 +44,7 @@ def prepare_folder(
 
     Example:
       >>> import tempfile
-      >>> from fedhyper_jax.config import RunConfig
+      >>> from fedhyper_jax.shell.config import RunConfig
       >>> with tempfile.TemporaryDirectory() as parent:
       ...     sorted(path.name for path in prepare_folder(parent + "/new", RunConfig()).iterdir())
       ['config.toml']

@@ -45,7 +45,7 @@ def train(
 
     Example:
       >>> import tempfile
-      >>> from fedhyper_jax.config import SimulationConfig
+      >>> from fedhyper_jax.shell.config import SimulationConfig
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     summary = train(RunConfig(run=SimulationConfig(rounds=3, strategy="sequential", out=folder)))
       >>> summary["status"], summary["rounds"]

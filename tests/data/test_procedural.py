@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fedhyper_jax.losses import cross_entropy
 
 from fedhyper_jax import fedhyper, simulate
 from fedhyper_jax.data import (
@@ -19,6 +18,7 @@ from fedhyper_jax.data import (
     procedural_logistic,
 )
 from fedhyper_jax.models import logistic
+from fedhyper_jax.tasks.losses import cross_entropy
 
 SMALL = {"num_features": 4, "num_classes": 3, "median_examples": 6.0, "max_examples": 30}
 

@@ -3,17 +3,17 @@
     python -m tests.house.golden record /tmp/golden.npz     # before
     python -m tests.house.golden check /tmp/golden.npz      # after: says what differs, and where first
 
-Six rounds on the ragged federation of the tests in float64. Bits depend on the machine and on JAX's version, so the file
-is made afresh where it is needed and not kept in the repository.
+Six rounds on the ragged federation of the tests in float64. Bits depend on the machine and on JAX's version, so the
+file is made afresh where it is needed and not kept in the repository.
 """
 
 import os
 import sys
 
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
-)
+# Without fused multiply-add: which products are fused with which sums depends on how XLA cuts a program into loops, and
+# another cut, of the same operations in the same order, would change last bits.
+FLAGS = ("cpu_max_isa=AVX", "backend_optimization_level=0", "cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join(f"--xla_{flag}" for flag in FLAGS)
 
 import jax
 import jax.numpy as jnp

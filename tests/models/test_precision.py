@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fedhyper_jax.losses import cross_entropy
 
 from fedhyper_jax import fedhyper, simulate
 from fedhyper_jax.data import local_steps
 from fedhyper_jax.models import cnn, compute_in, mlp
+from fedhyper_jax.tasks.losses import cross_entropy
 
 
 @pytest.mark.parametrize(("model", "shape"), [(mlp(3), (4, 5)), (cnn(3, channels=(2,)), (4, 8, 8, 1))])

@@ -4,7 +4,8 @@ import contextlib
 import io
 
 import pytest
-from fedhyper_jax.cli import main
+
+from fedhyper_jax.shell.cli import main
 
 TINY = ["--clients", "20", "--cohort-size", "4", "--local-steps", "2", "--batch-size", "8", "--hidden", "8", "--quiet"]
 TINY += ["--strategy", "vectorized"]

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fedhyper_jax.checkpoint import load_parameters, save_parameters
 
 from fedhyper_jax.models import make_model
+from fedhyper_jax.shell.checkpoint import load_parameters, save_parameters
 
 
 class Pair(NamedTuple):

@@ -7,15 +7,15 @@ import sys
 import jax
 import numpy as np
 import pytest
-from fedhyper_jax.checkpoint import load_parameters
-from fedhyper_jax.cli import main
-from fedhyper_jax.compare import compare
-from fedhyper_jax.config import ConfigError, RunSettings, load_config
-from fedhyper_jax.experiment import build_experiment
-from fedhyper_jax.presets import PRESETS, preset_config
-from fedhyper_jax.records import prepare_folder, read_notes, read_records, read_summary
 
-from fedhyper_jax import cli
+from fedhyper_jax.shell import cli
+from fedhyper_jax.shell.checkpoint import load_parameters
+from fedhyper_jax.shell.cli import main
+from fedhyper_jax.shell.compare import compare
+from fedhyper_jax.shell.config import ConfigError, RunSettings, load_config
+from fedhyper_jax.shell.experiment import build_experiment
+from fedhyper_jax.shell.presets import PRESETS, preset_config
+from fedhyper_jax.shell.records import prepare_folder, read_notes, read_records, read_summary
 
 from .conftest import RUN, TINY
 
@@ -127,8 +127,8 @@ def test_the_demo_overwrites_only_itself(tmp_path, monkeypatch, capsys):
         return {"seconds": seconds, "folder": folder, "strategy": {"used": "vectorized"}, "processes": 1}
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fedhyper_jax.compare.compare", only_prepare)
-    monkeypatch.setattr("fedhyper_jax.report.print_comparison", lambda summary: None)
+    monkeypatch.setattr("fedhyper_jax.shell.compare.compare", only_prepare)
+    monkeypatch.setattr("fedhyper_jax.shell.report.print_comparison", lambda summary: None)
     command = ["compare", "--preset", "demo", "--quiet"]
     assert main(command) == 0
     assert read_notes("runs/demo") == {"command": "compare", "preset": "demo"}
@@ -350,7 +350,7 @@ def test_help_is_on_standard_output(arguments, capsys):
 
 def test_help_loads_no_slow_library():
     code = (
-        "import sys; from fedhyper_jax.cli import main; main(['compare', '--help']); "
+        "import sys; from fedhyper_jax.shell.cli import main; main(['compare', '--help']); "
         "print([m for m in ('matplotlib', 'orbax', 'flax', 'tensorflow_datasets', 'sklearn') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,7 +5,8 @@ import typing
 import jax
 import jax.numpy as jnp
 import pytest
-from fedhyper_jax.config import (
+
+from fedhyper_jax.shell.config import (
     CompareConfig,
     ConfigError,
     DataConfig,
@@ -20,8 +21,8 @@ from fedhyper_jax.config import (
     load_config,
     to_toml,
 )
-from fedhyper_jax.experiment import make_model
-from fedhyper_jax.presets import PRESETS, preset_config
+from fedhyper_jax.shell.experiment import make_model
+from fedhyper_jax.shell.presets import PRESETS, preset_config
 
 ODD = RunConfig(
     data=DataConfig(name='a "quoted"\nname', alpha=1e-300, folder="/tmp/ä", evaluate_clients=False),

@@ -4,7 +4,8 @@ import json
 import shutil
 
 import pytest
-from fedhyper_jax.cli import main
+
+from fedhyper_jax.shell.cli import main
 
 TINY = "--rounds 2 --clients 5 --cohort-size 2 --local-steps 1 --batch-size 4 --no-evaluate-clients --quiet".split()
 

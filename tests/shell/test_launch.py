@@ -7,11 +7,11 @@ import sys
 
 import numpy as np
 import pytest
-from fedhyper_jax.cli import main
-from fedhyper_jax.config import ConfigError
-from fedhyper_jax.records import read_records, read_summary
 
-from fedhyper_jax import launch
+from fedhyper_jax.shell import launch
+from fedhyper_jax.shell.cli import main
+from fedhyper_jax.shell.config import ConfigError
+from fedhyper_jax.shell.records import read_records, read_summary
 
 QUICK = ["--model", "logistic", "--clients", "12", "--no-evaluate-clients", "--rounds", "3", "--local-epochs", "1"]
 RUN = ["run", *QUICK, "--quiet", "--cohort-size", "5", "--method", "G+CL", "--local-rate", "0.1"]
@@ -26,7 +26,7 @@ def two_devices(monkeypatch):
 
 def command(arguments, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "fedhyper_jax.cli", *arguments],
+        [sys.executable, "-m", "fedhyper_jax.shell.cli", *arguments],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

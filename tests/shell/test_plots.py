@@ -2,9 +2,10 @@ import json
 
 import matplotlib.image
 import pytest
-from fedhyper_jax.config import CompareConfig, ConfigError, RunConfig
-from fedhyper_jax.plots import plot_folder
-from fedhyper_jax.records import append_records, prepare_folder
+
+from fedhyper_jax.shell.config import CompareConfig, ConfigError, RunConfig
+from fedhyper_jax.shell.plots import plot_folder
+from fedhyper_jax.shell.records import append_records, prepare_folder
 
 RUN_PLOTS = {"accuracy", "global_rate", "local_rates", "inner_product", "clipped_share", "overview"}
 

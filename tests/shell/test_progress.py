@@ -1,5 +1,5 @@
-from fedhyper_jax.progress import ProgressBar, chunk_length
-from fedhyper_jax.simulation import Progress
+from fedhyper_jax.engine.simulation import Progress
+from fedhyper_jax.shell.progress import ProgressBar, chunk_length
 
 
 def chunk(first, done, seconds):

@@ -4,8 +4,11 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fedhyper_jax.config import ConfigError, RunConfig
-from fedhyper_jax.records import (
+
+from fedhyper_jax.base import RoundInfo
+from fedhyper_jax.engine.simulation import History
+from fedhyper_jax.shell.config import ConfigError, RunConfig
+from fedhyper_jax.shell.records import (
     append_records,
     history_records,
     plain,
@@ -14,9 +17,6 @@ from fedhyper_jax.records import (
     read_records,
     write_summary,
 )
-from fedhyper_jax.simulation import History
-
-from fedhyper_jax.base import RoundInfo
 
 
 def test_an_earlier_run_is_replaced_only_on_request(tmp_path):

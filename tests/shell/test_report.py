@@ -1,8 +1,9 @@
 import io
 
 import pytest
-from fedhyper_jax.report import print_comparison, remarks, speed_up_text, summarise_cells, summarise_records
 from rich.console import Console
+
+from fedhyper_jax.shell.report import print_comparison, remarks, speed_up_text, summarise_cells, summarise_records
 
 
 def records(accuracies, **fields):

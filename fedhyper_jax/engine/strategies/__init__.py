@@ -13,13 +13,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedhyper_jax import _validate
 from fedhyper_jax.base import PyTree
-from fedhyper_jax.engine.strategies.contract import ClientFunction, Loop, Slots, Strategy, compiled_loop
+from fedhyper_jax.engine.strategies.contract import Assignment, ClientFunction, Loop, Slots, Strategy, compiled_loop
 from fedhyper_jax.engine.strategies.debug import ClientError, debug
 from fedhyper_jax.engine.strategies.one_device import chunked, sequential, vectorized
 from fedhyper_jax.engine.strategies.sharded import AXIS, sharded_strategy
 
 __all__ = [
     "AXIS",
+    "Assignment",
     "ClientError",
     "ClientFunction",
     "Loop",

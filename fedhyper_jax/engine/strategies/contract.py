@@ -12,7 +12,9 @@ from jaxtyping import Array, Int
 from fedhyper_jax.base import PyTree
 
 ClientFunction = Callable[..., tuple[PyTree, Any]]
-"""``client_fn(shared, client, num_steps, loop) -> (summand, kept)``; arrays reach it through ``shared`` only."""
+"""``client_fn(shared, assignment, num_steps, loop) -> (summand, kept)``; ``num_steps`` ≥ the client's own are run.
+
+Arrays reach it through ``shared`` only."""
 
 Loop = Callable[[Any, Callable, Any], Any]
 """``loop(num_steps, body, carry)``: a `for k in range(num_steps): carry = body(k, carry)`."""
@@ -23,13 +25,24 @@ def compiled_loop(num_steps, body, carry):
     return lax.fori_loop(0, num_steps, body, carry)
 
 
+class Assignment(NamedTuple):
+    """What one client of a cohort is to do; scalars, or (cohort,) for all of them."""
+
+    client_id: Int[Array, "*cohort"]
+    num_steps: Int[Array, "*cohort"]  # K_m, those that failures take away left out; 0 for an empty slot
+
+
 class Slots(NamedTuple):
     """What a strategy is to run."""
 
-    clients: PyTree  # what each client is told, (cohort, …) a leaf
-    steps: Int[Array, " cohort"]  # K_m
+    clients: Assignment
     common_steps: int | None  # the number of steps, where it is static and the same for all
-    padding: PyTree  # like one client of `clients`: a slot that does nothing
+    padding_id: int  # the client id of a slot that does nothing: the population
+
+    @property
+    def steps(self) -> Int[Array, " cohort"]:
+        """K_m."""
+        return self.clients.num_steps
 
     @property
     def length(self) -> int:
@@ -38,16 +51,12 @@ class Slots(NamedTuple):
 
     def take(self, position: Int[Array, " slots"]) -> "Slots":
         """The slots at some positions; beyond the last one, slots that do nothing."""
-
-        def leaf(values, padding):
-            return jnp.take(values, position, axis=0, mode="fill", fill_value=padding)
-
-        return Slots(
-            clients=jax.tree.map(leaf, self.clients, self.padding),
-            steps=leaf(self.steps, 0),
-            common_steps=self.common_steps,
-            padding=self.padding,
+        padding = Assignment(self.padding_id, 0)
+        taken = (
+            jnp.take(values, position, mode="fill", fill_value=fill)
+            for values, fill in zip(self.clients, padding, strict=True)
         )
+        return Slots(Assignment(*taken), self.common_steps, self.padding_id)
 
 
 class Strategy(NamedTuple):

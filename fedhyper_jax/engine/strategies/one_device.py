@@ -41,13 +41,12 @@ def _zeros_like_sum(client_fn, shared, slots: Slots):
 
 
 def _one_by_one(client_fn, shared, slots: Slots):
-    def one(total, slot):
-        client, steps = slot
-        bound = _common(steps) if slots.common_steps is None else slots.common_steps
+    def one(total, client):
+        bound = _common(client.num_steps) if slots.common_steps is None else slots.common_steps
         summand, kept = client_fn(shared, client, bound, compiled_loop)
         return add(total, summand), kept
 
-    return lax.scan(one, _zeros_like_sum(client_fn, shared, slots), (slots.clients, slots.steps))
+    return lax.scan(one, _zeros_like_sum(client_fn, shared, slots), slots.clients)
 
 
 def _in_chunks(size: int):
@@ -61,11 +60,10 @@ def _in_chunks(size: int):
         alone = width if varies and width < cohort else 0
         padding = jnp.full(-(cohort - alone) % width, cohort, order.dtype)
         chunks = slots.take(jnp.concatenate([order[: cohort - alone], padding]))
-        chunks = jax.tree.map(lambda x: x.reshape(-1, width, *x.shape[1:]), (chunks.clients, chunks.steps))
+        chunks = jax.tree.map(lambda x: x.reshape(-1, width), chunks.clients)
 
         def one(total, chunk):
-            clients, steps = chunk
-            summand, kept = _side_by_side(client_fn, shared, slots._replace(clients=clients, steps=steps))
+            summand, kept = _side_by_side(client_fn, shared, slots._replace(clients=chunk))
             return add(total, summand), kept
 
         total, kept = lax.scan(one, _zeros_like_sum(client_fn, shared, slots), chunks)

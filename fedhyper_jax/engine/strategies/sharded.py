@@ -15,7 +15,7 @@ AXIS = "clients"
 
 
 def sharded_strategy(inner: Strategy, mesh: Mesh | None = None) -> Strategy:
-    """As `fedhyper_jax.cohort.sharded`, of a strategy."""
+    """As `fedhyper_jax.engine.strategies.sharded`, of a strategy."""
     if not inner.compiles or inner.mesh is not None:
         raise ValueError(f"sharded runs 'vectorized', 'sequential' or 'chunked(c)' on each device, got {inner.name!r}")
     if mesh is None:
@@ -40,8 +40,8 @@ def _sharded(inner: Strategy, mesh: Mesh):
         position = jnp.concatenate([longest_first, jnp.full(padding, cohort, longest_first.dtype)])[deal]
         dealt = slots.take(position)
 
-        def one_device(shared, clients, steps, position):
-            sums, kept = inner.map_reduce(client_fn, shared, slots._replace(clients=clients, steps=steps))
+        def one_device(shared, clients, position):
+            sums, kept = inner.map_reduce(client_fn, shared, slots._replace(clients=clients))
             # Each device knows its own clients and zeros of the others, so that the one psum stacks them as it sums.
             stacked = jax.tree.map(
                 lambda x: jnp.zeros((cohort, *x.shape[1:]), x.dtype).at[position].set(x, mode="drop"), kept
@@ -52,9 +52,9 @@ def _sharded(inner: Strategy, mesh: Mesh):
         # would have to be declared to vary.
         whole, divided = PartitionSpec(), PartitionSpec(AXIS)
         one_device = jax.shard_map(
-            one_device, mesh=mesh, in_specs=(whole, divided, divided, divided), out_specs=whole, check_vma=False
+            one_device, mesh=mesh, in_specs=(whole, divided, divided), out_specs=whole, check_vma=False
         )
-        return one_device(shared, dealt.clients, dealt.steps, position)
+        return one_device(shared, dealt.clients, position)
 
     return map_reduce
 

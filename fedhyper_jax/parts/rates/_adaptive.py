@@ -19,8 +19,8 @@ def hypergradient(
 ) -> RateRule:
     """The rule of FedHyper-G and -SL: r ← clip(r + κ⟨Δ^t, Δ^{t-1}⟩, lower, upper).
 
-    Used for α it sets the rate of the present round, used for β that of the next; see SPEC eq. 15-18. After a round that
-    a guard took back the rate is halved.
+    Used for α it sets the rate of the present round, used for β that of the next; see SPEC eq. 15-18. After a round
+    that a guard took back the rate is halved.
 
     Args:
       initial_rate: rate of round 0.

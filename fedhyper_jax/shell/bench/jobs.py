@@ -14,7 +14,7 @@ import numpy as np
 from fedhyper_jax import models
 from fedhyper_jax.base import Batch, LossFunction, Model, Params
 from fedhyper_jax.data import ClientData, LocalWork, load, local_epochs, local_steps, pack, procedural_logistic
-from fedhyper_jax.tasks import cross_entropy
+from fedhyper_jax.tasks import losses
 
 
 class Task(NamedTuple):
@@ -68,7 +68,7 @@ def _task(model: Model, data: ClientData, example: Batch, *, work: LocalWork) ->
     """With weights of seed 0 and local rate 0.05."""
     inputs = jnp.zeros((1, *np.shape(example["x"])), example["x"].dtype)
     return Task(
-        loss_fn=cross_entropy(model),
+        loss_fn=losses.cross_entropy(model),
         params=jax.jit(model.init)(jax.random.key(0), inputs),
         data=data,
         work=work,

@@ -78,7 +78,7 @@ def measure(
       FileNotFoundError: data that the job needs and that are not there.
 
     Example:
-      >>> from fedhyper_jax.bench.jobs import JOBS
+      >>> from fedhyper_jax.shell.bench.jobs import JOBS
       >>> measured = measure(JOBS["mlp"], ["fedavg", "CL"])  # doctest: +SKIP
       >>> cost = measured["methods"][1]["cost_over_fedavg"]["wall"]["median"]  # doctest: +SKIP
       >>> measure(JOBS["mlp"], ["fedavg", "CL"], repeats=0)
@@ -279,7 +279,7 @@ def flops_per_client_step(task: Task) -> float | None:
       The number, or None where the compiler reports none.
 
     Example:
-      >>> from fedhyper_jax.bench.jobs import _mlp
+      >>> from fedhyper_jax.shell.bench.jobs import _mlp
       >>> closed_form = 2 * 20 * (2 * 64 * 64 + 3 * 64 * 10)  # no gradient towards the inputs
       >>> bool(abs(flops_per_client_step(_mlp(clients=2)) / closed_form - 1) < 0.1)
       True

@@ -121,7 +121,7 @@ def _in_own_process(name: str, settings: dict[str, Any], processes: int | None) 
             options += ["--processes", str(processes)]
         # A program read back from JAX's cache would seem to compile at once.
         environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-        command = [sys.executable, "-m", "fedhyper_jax.cli", "bench", name, *options, "--out", str(out)]
+        command = [sys.executable, "-m", "fedhyper_jax.shell.cli", "bench", name, *options, "--out", str(out)]
         done = subprocess.run(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False, env=environment
         )

@@ -12,13 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fedhyper_jax.algorithms.reference import reference_local_rule
-from fedhyper_jax.client_rules import ClientFacts
 
 from fedhyper_jax import client_rules, fedavg, federated_algorithm, fedhyper, rates, server_optimizers, terms
-from fedhyper_jax.algorithms import fedexp, fedhyper_reference, fedprox, server_mechanic
 from fedhyper_jax.data import Cohort, local_epochs, local_steps, pack
-from fedhyper_jax.methods import make_method
+from fedhyper_jax.methods import fedexp, fedhyper_reference, fedprox, make_method, server_mechanic
+from fedhyper_jax.methods.reference import reference_local_rule
+from fedhyper_jax.parts.client_rules import ClientFacts
 from tests.reference.hand_traces import HAND_TRACES
 
 pytestmark = pytest.mark.usefixtures("float64")

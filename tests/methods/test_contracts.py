@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fedhyper_jax.client_rules import armijo
-from fedhyper_jax.rates import Feedback, RateRule
 
 from fedhyper_jax import _random, exponential_decay, fedavg, fedhyper, hypergradient, rates, server_optimizers, sweep
 from fedhyper_jax.base import FederatedAlgorithm, RoundInfo
 from fedhyper_jax.data import Cohort, local_epochs, local_steps, pack
 from fedhyper_jax.data.cohorts import sample_cohort
 from fedhyper_jax.methods import METHODS, make_method, method_options, parse_method
+from fedhyper_jax.parts.client_rules import armijo
+from fedhyper_jax.parts.rates import Feedback, RateRule
 from tests.helpers import logistic_loss, logistic_params
 
 POPULATION, COHORT, SLOTS, ROUNDS = 8, 4, 6, 4

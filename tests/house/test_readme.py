@@ -12,8 +12,8 @@ import pytest
 
 from fedhyper_jax import data, models, simulate
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
-RESULTS = pathlib.Path(__file__).parents[1] / "experiments" / "results"
+README = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+RESULTS = pathlib.Path(__file__).parents[2] / "experiments" / "results"
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 COMMANDS = [
     shlex.split(line, comments=True)
@@ -73,7 +73,7 @@ def test_the_optax_example():
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "fedhyper"], ids=" ".join)
 def test_the_shell_commands(command, tmp_path, monkeypatch):
     """With few rounds and rates, in a folder of their own; flags given again override the first."""
-    from fedhyper_jax.cli import main
+    from fedhyper_jax.shell.cli import main
 
     monkeypatch.chdir(tmp_path)
     arguments, quick = command[1:], ["--rounds", "2", "--strategy", "sequential", "--quiet"]
@@ -126,7 +126,7 @@ def test_costs_and_scale_are_the_measured_ones():
 
 
 def test_make_targets_exist():
-    makefile = (pathlib.Path(__file__).parents[1] / "Makefile").read_text()
+    makefile = (pathlib.Path(__file__).parents[2] / "Makefile").read_text()
     for command in COMMANDS:
         if command[0] == "make":
             assert re.search(rf"^{command[1]}:", makefile, flags=re.M)
@@ -134,4 +134,4 @@ def test_make_targets_exist():
 
 def test_pictures_and_links_exist():
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (pathlib.Path(__file__).parents[1] / target).exists(), target
+        assert (pathlib.Path(__file__).parents[2] / target).exists(), target

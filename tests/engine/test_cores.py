@@ -6,15 +6,16 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from fedhyper_jax.cli import main
 
-from fedhyper_jax import IdleCoresWarning, cores, data, fedavg, run, use_all_cores
+from fedhyper_jax import IdleCoresWarning, data, fedavg, run, use_all_cores
+from fedhyper_jax.engine import diagnoses
+from fedhyper_jax.shell.cli import main
 from tests.helpers import in_a_new_process, logistic_loss, logistic_params
 
 
 def test_a_device_a_core():
     program = "import fedhyper_jax as fh, jax; print(fh.use_all_cores(), jax.device_count(), fh.use_all_cores())"
-    here = cores.number_of_cores()
+    here = diagnoses.number_of_cores()
     assert in_a_new_process(program).split() == [str(here)] * 3
     if hasattr(os, "sched_setaffinity"):
         pin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
@@ -23,7 +24,7 @@ def test_a_device_a_core():
 
 def test_too_late(monkeypatch):
     jax.devices()
-    monkeypatch.setattr(cores, "number_of_cores", lambda: 7)
+    monkeypatch.setattr(diagnoses, "number_of_cores", lambda: 7)
     with pytest.raises(RuntimeError, match=r"wants 7 CPU devices, but JAX is already in use with 1; .*restart"):
         use_all_cores()
 
@@ -31,9 +32,9 @@ def test_too_late(monkeypatch):
 @pytest.fixture
 def impatient(monkeypatch):
     """A machine of four cores whose users have no time."""
-    monkeypatch.setattr(cores, "_warned", False)
-    monkeypatch.setattr(cores, "_PATIENCE", 0.0)
-    monkeypatch.setattr(cores, "number_of_cores", lambda: 4)
+    monkeypatch.setattr(diagnoses, "_warned", False)
+    monkeypatch.setattr(diagnoses, "_PATIENCE", 0.0)
+    monkeypatch.setattr(diagnoses, "number_of_cores", lambda: 4)
 
 
 def train(federation, **settings):
@@ -53,12 +54,12 @@ def test_who_is_left_in_peace(monkeypatch):
     """Short runs, accelerators, several devices, one core."""
 
     def hears(**machine):
-        monkeypatch.setattr(cores, "_warned", False)
+        monkeypatch.setattr(diagnoses, "_warned", False)
         settings = {"number_of_cores": 4, "default_backend": "cpu", "device_count": 1, "seconds": 40.0, **machine}
-        monkeypatch.setattr(cores, "number_of_cores", lambda: settings["number_of_cores"])
+        monkeypatch.setattr(diagnoses, "number_of_cores", lambda: settings["number_of_cores"])
         monkeypatch.setattr(jax, "default_backend", lambda: settings["default_backend"])
         monkeypatch.setattr(jax, "device_count", lambda: settings["device_count"])
-        watch = cores.watch_idle_cores()
+        watch = diagnoses.watch_idle_cores()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for _ in range(2):

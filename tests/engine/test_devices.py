@@ -16,7 +16,7 @@ def test_sharded_rounds_on_four_devices():
         capture_output=True,
         text=True,
         timeout=600,
-        cwd=SHARDED.parents[1],
+        cwd=SHARDED.parents[2],
     )
     assert done.returncode == 0, done.stdout[-5000:]
     assert " passed" in done.stdout or "[100%]" in done.stdout

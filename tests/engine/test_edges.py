@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fedhyper_jax.cohort import Slots, parse_strategy
-from fedhyper_jax.rates import Feedback, hypergradient
 
 from fedhyper_jax import EvaluationData, fedavg, fedhyper, make_evaluation, metrics, run, simulate, sweep
 from fedhyper_jax.base import Model
 from fedhyper_jax.data import Cohort, client_batches, local_epochs, local_steps, make_cohort, pack
+from fedhyper_jax.engine.strategies import Assignment, Slots, parse_strategy
 from fedhyper_jax.hypergradient import adapt, adaptive_rate
+from fedhyper_jax.parts.rates import Feedback, hypergradient
 from tests.helpers import logistic_loss, logistic_params, play
 
 WORK = local_epochs(1, batch_size=8)
@@ -237,10 +237,12 @@ def test_other_optimizers_run_on_either_side(key, federation, optimizer):
 def test_strategies_keep_the_order_of_clients(strategy):
     ids, steps = jnp.array([4, 1, 7, 3, 0]), jnp.array([5, 1, 3, 1, 2])
 
-    def client_fn(factor, client_id, num_steps, loop):
+    def client_fn(factor, client, num_steps, loop):
+        client_id = client.client_id
         return {"sum": client_id.astype(jnp.float32) ** 2}, factor * client_id
 
-    total, stacked = parse_strategy(strategy).map_reduce(client_fn, jnp.array(10), Slots(ids, steps, None, 0))
+    slots = Slots(Assignment(ids, steps), None, padding_id=0)
+    total, stacked = parse_strategy(strategy).map_reduce(client_fn, jnp.array(10), slots)
     assert stacked.tolist() == [40, 10, 70, 30, 0]
     assert float(total["sum"]) == 75.0
 

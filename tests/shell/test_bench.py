@@ -11,13 +11,13 @@ import types
 import jax
 import numpy as np
 import pytest
-from fedhyper_jax.bench import jobs, suite
-from fedhyper_jax.cli import main
-from fedhyper_jax.losses import cross_entropy
 
-from fedhyper_jax import bench
 from fedhyper_jax.data import local_epochs, pack
 from fedhyper_jax.models import logistic
+from fedhyper_jax.shell import bench
+from fedhyper_jax.shell.bench import jobs, suite
+from fedhyper_jax.shell.cli import main
+from fedhyper_jax.tasks.losses import cross_entropy
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 

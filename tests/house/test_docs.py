@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers import in_a_new_process
 
-DOCS = pathlib.Path(__file__).parents[1] / "docs"
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
 SNIPPETS = [
     (page.name, snippet)
     for page in sorted(DOCS.glob("*.md"))

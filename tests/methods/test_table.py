@@ -5,8 +5,12 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import pytest
-from fedhyper_jax.cli import main
-from fedhyper_jax.config import (
+from rich.cells import cell_len
+
+from fedhyper_jax.methods import KINDS, METHODS, method_options
+from fedhyper_jax.shell import cli
+from fedhyper_jax.shell.cli import main
+from fedhyper_jax.shell.config import (
     CompareConfig,
     ConfigError,
     DataConfig,
@@ -17,20 +21,16 @@ from fedhyper_jax.config import (
     RunConfig,
     load_config,
 )
-from fedhyper_jax.experiment import (
+from fedhyper_jax.shell.experiment import (
     CLIENT_OPTIMIZERS,
     SERVER_OPTIMIZERS,
     build_experiment,
     build_partition,
     given_options,
 )
-from fedhyper_jax.method_pages import _code, _escaped
-from fedhyper_jax.plots import Line, _distinct, _marks
-from fedhyper_jax.records import read_records
-from rich.cells import cell_len
-
-from fedhyper_jax import cli
-from fedhyper_jax.methods import KINDS, METHODS, method_options
+from fedhyper_jax.shell.method_pages import _code, _escaped
+from fedhyper_jax.shell.plots import Line, _distinct, _marks
+from fedhyper_jax.shell.records import read_records
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "methods.md"
 SMALL = {"data": DataConfig(clients=20), "model": ModelConfig(name="logistic")}

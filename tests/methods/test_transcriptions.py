@@ -332,7 +332,7 @@ def test_reference_variants_equal_the_transcription(ragged, float64, variant, mo
 # FedJAX 0.0.17, run once in an environment of its own: tests/reference/fedjax_traces.py
 # ----------------------------------------------------------------------------------------------------------------------
 
-TRACES = json.loads((pathlib.Path(__file__).parent / "reference" / "fedjax_traces.json").read_text())
+TRACES = json.loads((pathlib.Path(__file__).parents[1] / "reference" / "fedjax_traces.json").read_text())
 
 
 def fedjax_optimizer(name):

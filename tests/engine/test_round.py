@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fedhyper_jax.cohort import ClientError
 
 from fedhyper_jax import decay_global, decay_local, fedavg, fedhyper
 from fedhyper_jax.base import RoundInfo
 from fedhyper_jax.data import Cohort, local_epochs, local_steps, pack
+from fedhyper_jax.engine.strategies import ClientError
 from tests.helpers import logistic_loss, logistic_params, play
 
 COMBINATIONS = ["G", "SL", "CL", "G+SL", "G+CL", "SL+CL", "G+SL+CL"]

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fedhyper_jax._convolutions import SlowConvolutionWarning, plain_convolutions, warn_of_plain_convolutions
 from flax import linen
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from fedhyper_jax import fedavg, local_steps, simulate
 from fedhyper_jax.data import pack
+from fedhyper_jax.engine.convolutions import plain_convolutions
+from fedhyper_jax.engine.diagnoses import SlowConvolutionWarning, warn_of_plain_convolutions
 from fedhyper_jax.models import cnn, convolution
 
 FAST = ("NHWC", "HWIO", "NHWC")

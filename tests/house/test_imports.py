@@ -1,4 +1,4 @@
-"""The floors of the house (DESIGN.md section 1), and what importing the package may load."""
+"""The rule of imports (a folder a floor), and what importing the package may load."""
 
 import ast
 import pathlib
@@ -7,42 +7,26 @@ import sys
 
 import pytest
 
-PACKAGE = pathlib.Path(__file__).parents[1] / "fedhyper_jax"
+PACKAGE = pathlib.Path(__file__).parents[2] / "fedhyper_jax"
 
 FLOORS = {
-    0: {"base", "_tree", "_validate", "_random"},
-    1: {"hypergradient", "data", "models", "rates", "losses", "metrics", "server_optimizers", "_convolutions"},
-    2: {"client", "client_rules", "cohort", "server", "terms", "_checks", "_observe"},
-    3: {"algorithms", "methods"},
-    4: {"simulation", "sweep", "evaluation", "autotune", "cores"},
-    5: {
-        "bench",
-        "cache",
-        "config",
-        "cli",
-        "launch",
-        "records",
-        "checkpoint",
-        "plots",
-        "report",
-        "compare",
-        "experiment",
-        "method_pages",
-        "presets",
-        "progress",
-        "train",
-    }
-    | {"_toml"},
+    0: {"base", "_tree", "_validate", "_random", "_version"},
+    1: {"data", "models", "tasks", "hypergradient"},
+    2: {"parts"},
+    3: {"engine", "methods"},
+    4: {"shell"},
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
+SIDEWAYS = {("methods", "engine")}
+"""On one floor only methods may use the engine."""
 
-# Which rooms may import a heavy library, anywhere in the file.
+# Which folders may import a heavy library, anywhere in a file.
 HEAVY = {
     "flax": {"models"},
-    "orbax": {"checkpoint"},
-    "rich": FLOORS[5],
-    "tyro": FLOORS[5],
-    "matplotlib": {"plots", "data"},
+    "orbax": {"shell"},
+    "rich": {"shell"},
+    "tyro": {"shell"},
+    "matplotlib": {"shell", "data"},
     "tensorflow_datasets": {"data"},
     "sklearn": {"data"},
 }
@@ -67,23 +51,39 @@ def imports(path):
                 yield submodule if submodule in known else node.module
 
 
-def room(name):
+def folder(name):
     """fedhyper_jax.data.batches -> data"""
     return name.split(".")[1]
 
 
-def test_every_module_has_a_floor():
-    rooms = {room(name) for name, _ in modules() if name != "fedhyper_jax"}
-    assert rooms <= set(FLOOR_OF), f"give these a floor: {rooms - set(FLOOR_OF)}"
+def test_the_tree_has_five_floors_and_nothing_beside_them():
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == {name for floor in range(1, 5) for name in FLOORS[floor]}
+    assert {path.stem for path in PACKAGE.glob("*.py")} <= FLOORS[0] | {"__init__"}
 
 
-def test_no_module_imports_from_a_floor_above():
+def test_folders_import_faces_of_lower_floors_only():
+    """A folder imports from lower floors and from itself, and of another folder its face, not its files."""
     for name, path in modules():
         if name == "fedhyper_jax":
             continue
+        own = folder(name)
         for imported in imports(path):
-            if imported.startswith("fedhyper_jax.") and room(imported) in FLOOR_OF:
-                assert FLOOR_OF[room(imported)] <= FLOOR_OF[room(name)], f"{name} imports {imported} from above"
+            if not imported.startswith("fedhyper_jax.") or folder(imported) == own:
+                continue
+            other = folder(imported)
+            below = FLOOR_OF[other] < FLOOR_OF[own] or (own, other) in SIDEWAYS
+            assert below or FLOOR_OF[own] == FLOOR_OF[other] == 0, f"{name} imports {imported}"
+            # The face, or a module that it names (`from fedhyper_jax.parts import rates`).
+            assert imported.count(".") <= 2, f"{name} imports {imported}, which is no face"
+
+
+def test_a_face_names_the_modules_that_others_import():
+    for name, path in modules():
+        for imported in imports(path):
+            if imported.count(".") == 2 and folder(imported) in FLOOR_OF and folder(imported) != folder(f"{name}.x"):
+                face = PACKAGE / folder(imported) / "__init__.py"
+                assert f'"{imported.rsplit(".", 1)[1]}"' in face.read_text(), f"{name} imports {imported}"
 
 
 def test_no_imports_form_a_cycle():
@@ -112,10 +112,10 @@ def test_no_imports_form_a_cycle():
 
 
 @pytest.mark.parametrize("library", sorted(HEAVY))
-def test_heavy_libraries_stay_in_their_rooms(library):
+def test_heavy_libraries_stay_in_their_folders(library):
     for name, path in modules():
         if any(imported == library or imported.startswith(library + ".") for imported in imports(path)):
-            assert room(name) in HEAVY[library], f"{name} imports {library}"
+            assert folder(name) in HEAVY[library], f"{name} imports {library}"
 
 
 def test_importing_the_package_loads_nothing_heavy():
@@ -125,3 +125,9 @@ def test_importing_the_package_loads_nothing_heavy():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_tests_mirror_the_folders():
+    """So that whoever changes a folder knows which tests are its own."""
+    tests = {path.name for path in (PACKAGE.parent / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert tests <= {name for floor in range(1, 5) for name in FLOORS[floor]} | {"words", "reference", "house"}

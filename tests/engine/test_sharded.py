@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fedhyper_jax.cohort import Slots, parse_strategy, sharded
-from fedhyper_jax.compare import compare
-from fedhyper_jax.presets import preset_config
 
 from fedhyper_jax import cohort, data, fedavg, make_method, simulate, sweep
+from fedhyper_jax.engine.strategies import Assignment, Slots, parse_strategy, sharded
+from fedhyper_jax.shell.compare import compare
+from fedhyper_jax.shell.presets import preset_config
 from tests.helpers import logistic_loss, logistic_params
 
 WORK = [data.local_epochs(2, 8), data.local_steps(5, 8)]
@@ -84,11 +84,12 @@ def test_one_message_a_round(federation):
 def test_integers_cross_exactly():
     """Sums of integers beyond 2^24, which float32 rounds, and negative ones."""
 
-    def client_fn(shared, client_id, num_steps, loop):
+    def client_fn(shared, client, num_steps, loop):
+        client_id = client.client_id
         return {"total": shared[client_id]}, (shared[client_id], shared[client_id] > 0)
 
     numbers = np.array([2**30 - 1, -(2**24) - 1, 123_456_789, -7, 2**24 + 1], np.int32)
-    slots = Slots(jnp.arange(5), jnp.ones(5, jnp.int32), 1, padding_id=5)
+    slots = Slots(Assignment(jnp.arange(5), jnp.ones(5, jnp.int32)), 1, padding_id=5)
     with_zero = jnp.asarray(np.append(numbers, 0))  # what a padded slot finds
     total, (stacked, positive) = sharded(mesh=mesh(4)).map_reduce(client_fn, with_zero, slots)
     assert stacked.tolist() == numbers.tolist() and positive.tolist() == (numbers > 0).tolist()
@@ -104,8 +105,8 @@ def test_devices_get_like_work():
 
     inner = cohort.Strategy("counting", map_reduce)
     steps = jnp.asarray(np.random.default_rng(0).permutation(40) + 1)
-    strategy = cohort._sharded(inner, mesh(4))
-    _, stacked = strategy(None, (), Slots(jnp.arange(40), steps, None, padding_id=40))
+    strategy = sharded(inner, mesh(4))
+    _, stacked = strategy.map_reduce(None, (), Slots(Assignment(jnp.arange(40), steps), None, padding_id=40))
     assert stacked.tolist() == steps.tolist()
     # dealt 40 39 38 37 | 33 34 35 36 | …: each device's sum is that of the others
     longest_first = np.argsort(-np.asarray(steps))

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fedhyper_jax.evaluation import client_summary
-from fedhyper_jax.simulation import RoundError
 
 from fedhyper_jax import (
     EvaluationData,
@@ -25,6 +23,8 @@ from fedhyper_jax import (
 )
 from fedhyper_jax.base import Model
 from fedhyper_jax.data import Cohort, local_epochs, pack, sample_cohort
+from fedhyper_jax.engine.simulation import RoundError
+from fedhyper_jax.tasks.evaluation import client_summary
 from tests.helpers import logistic_loss, logistic_params
 
 WORK = local_epochs(1, batch_size=8)
@@ -271,9 +271,8 @@ def test_means_merge():
 
 def test_ones_own_model_and_loss(key):
     """A regression that no built-in knows, on ids that are words."""
-    from fedhyper_jax.losses import with_model
-
     from fedhyper_jax.data import from_client_ids
+    from fedhyper_jax.tasks.losses import with_model
 
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(60, 2)).astype(np.float32)
