@@ -70,6 +70,13 @@ def decay(**arguments: Any) -> None:
             raise ValueError(f"{name} must lie in [0, 1), got {value!r}; give a decay such as 0.9")
 
 
+def probability(**arguments: Any) -> None:
+    """Each argument lies in [0, 1)."""
+    for name, value in _scalars(**arguments).items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be a probability in [0, 1), got {value!r}; 0.1 is one in ten")
+
+
 def fraction(**arguments: Any) -> None:
     """Each argument lies strictly between 0 and 1."""
     for name, value in _scalars(**arguments).items():

@@ -1,5 +1,6 @@
 """Local training: a pure loop over a client's local steps with the learning rate in the carry."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -116,99 +117,130 @@ def train_client(
     Returns:
       What came of it.
     """
-    loss_fn, optimizer, rule, terms = trainer
-    params, rate, settings, pseudo_gradient, shared, rows = broadcast
-    transform = rule.transform(settings, rate, facts)
-    masks_steps = not isinstance(num_steps, int)
-    contexts = [TermContext(params, shared[term.name], rows.get(term.name, ()), facts) for term in terms]
-
-    def batch_loss(params, rows, mask):
-        """Mean and sum of the losses of a masked batch."""
-        losses = loss_fn(params, fetch(rows))
-        check_per_example(losses, len(mask), name="loss_fn")
-        total = jnp.sum(jnp.where(mask, losses, 0.0))
-        return total / jnp.maximum(jnp.sum(mask, dtype=jnp.int32), 1), total
-
-    def step(k, carry: _Carry) -> _Carry:
-        rows, mask = batches.at(k)
-
-        def objective(params):
-            value, total = batch_loss(params, rows, mask)
-            for term, context in zip(terms, contexts, strict=True):
-                if term.objective is not None:
-                    value = term.objective(value, params, context)
-            return value, total
-
-        (value, total), gradient = jax.value_and_grad(objective, has_aux=True)(carry.params)
-        for term, context in zip(terms, contexts, strict=True):
-            if term.direction is not None:
-                gradient = term.direction(gradient, carry.params, context)
-        extra = {
-            "value": value,
-            "gradient": gradient,
-            "value_fn": lambda params: objective(params)[0],
-            "global_update": pseudo_gradient,
-        }
-        direction, optimizer_state = optimizer.update(gradient, carry.optimizer, carry.params, **extra)
-        updates, rate_state = transform.update(direction, carry.rate, carry.params, **extra)
-        new = _Carry(
-            params=optax.apply_updates(carry.params, updates),
-            optimizer=optimizer_state,
-            rate=rate_state,
-            loss=carry.loss + total.astype(carry.loss.dtype),
-            examples=carry.examples + jnp.sum(mask, dtype=jnp.int32),
-            displacement=_advance(carry.displacement, rate_state.rate) if trainer.measures_displacement else (),
-        )
-        return _tree.select(k < batches.num_steps, new, carry) if masks_steps else new
-
-    def _advance(displacement: _Displacement, rate) -> _Displacement:
-        curvature = sum(term.curvature(c) for term, c in zip(terms, contexts, strict=True) if term.curvature)
-        gradient = 1 + curvature * displacement.position
-        extra = {"value": gradient, "gradient": gradient, "value_fn": lambda p: p, "global_update": gradient}
-        update, state = optimizer.update(gradient, displacement.optimizer, displacement.position, **extra)
-        return _Displacement(state, displacement.position + rate * update, displacement.rate_sum + rate)
-
+    params, rate, settings, _, shared, rows = broadcast
+    client = _Client(
+        trainer=trainer,
+        fetch=fetch,
+        batches=batches,
+        transform=trainer.rule.transform(settings, rate, facts),
+        contexts=[TermContext(params, shared[term.name], rows.get(term.name, ()), facts) for term in trainer.terms],
+        global_update=broadcast.pseudo_gradient,
+        masks_steps=not isinstance(num_steps, int),
+    )
     zero = jnp.zeros((), rate.dtype)
+    optimizer = trainer.optimizer
     start = _Carry(
         params=params,
         optimizer=optimizer.init(params),
-        rate=transform.init(params),
+        rate=client.transform.init(params),
         loss=zero,
         examples=jnp.zeros((), jnp.int32),
         displacement=_Displacement(optimizer.init(zero), zero, zero) if trainer.measures_displacement else (),
     )
-    end = loop(num_steps, step, start)
+    end = loop(num_steps, functools.partial(_step, client), start)
+    return _trained(client, params, end, lambda: _full_gradient(client, params, whole()))
 
-    def full_gradient():
-        every = whole()
 
-        def one_batch(k, carry):
-            total, count = carry
-            rows, mask = every.at(k)
-            gradient = jax.grad(lambda p: batch_loss(p, rows, mask)[1])(params)
-            total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, gradient)
-            return total, count + jnp.sum(mask, dtype=jnp.int32)
+class _Client(NamedTuple):
+    """What stays the same through a client's steps."""
 
-        zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, _tree.accumulator_dtype(w)), params)
-        total, count = compiled_loop(every.num_steps, one_batch, (zeros, jnp.zeros((), jnp.int32)))
-        return jax.tree.map(lambda t: t / jnp.maximum(count, 1).astype(t.dtype), total)
+    trainer: Trainer
+    fetch: Callable[[Int[Array, " batch"]], Batch]
+    batches: Batches
+    transform: optax.GradientTransformationExtraArgs  # of the client rule
+    contexts: list[TermContext]  # one a term
+    global_update: Params  # Δ^{t-1}
+    masks_steps: bool  # whether steps may be run that are not the client's
 
-    update = _tree.subtract(params, end.params)
-    rate_sum, displacement = (
-        (end.displacement.rate_sum, -end.displacement.position) if end.displacement else (zero, zero)
+    @property
+    def terms(self) -> list[tuple[LocalTerm, TermContext]]:
+        """The terms, each with what it sees."""
+        return list(zip(self.trainer.terms, self.contexts, strict=True))
+
+    def batch_loss(self, params: Params, rows, mask) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Mean and sum of the losses of a masked batch."""
+        losses = self.trainer.loss_fn(params, self.fetch(rows))
+        check_per_example(losses, len(mask), name="loss_fn")
+        total = jnp.sum(jnp.where(mask, losses, 0.0))
+        return total / jnp.maximum(jnp.sum(mask, dtype=jnp.int32), 1), total
+
+
+def _step(client: _Client, k, carry: _Carry) -> _Carry:
+    """One local step: objective → gradient → direction → rate → parameters."""
+    rows, mask = client.batches.at(k)
+
+    def objective(params):
+        value, total = client.batch_loss(params, rows, mask)
+        for term, context in client.terms:
+            if term.objective is not None:
+                value = term.objective(value, params, context)
+        return value, total
+
+    (value, total), gradient = jax.value_and_grad(objective, has_aux=True)(carry.params)
+    for term, context in client.terms:
+        if term.direction is not None:
+            gradient = term.direction(gradient, carry.params, context)
+    extra = {
+        "value": value,
+        "gradient": gradient,
+        "value_fn": lambda params: objective(params)[0],
+        "global_update": client.global_update,
+    }
+    direction, optimizer_state = client.trainer.optimizer.update(gradient, carry.optimizer, carry.params, **extra)
+    updates, rate_state = client.transform.update(direction, carry.rate, carry.params, **extra)
+    displaced = client.trainer.measures_displacement
+    new = _Carry(
+        params=optax.apply_updates(carry.params, updates),
+        optimizer=optimizer_state,
+        rate=rate_state,
+        loss=carry.loss + total.astype(carry.loss.dtype),
+        examples=carry.examples + jnp.sum(mask, dtype=jnp.int32),
+        displacement=_advance(client, carry.displacement, rate_state.rate) if displaced else (),
     )
-    curved = any(term.curvature for term in terms)
+    return _tree.select(k < client.batches.num_steps, new, carry) if client.masks_steps else new
+
+
+def _advance(client: _Client, displacement: _Displacement, rate) -> _Displacement:
+    curvature = sum(term.curvature(context) for term, context in client.terms if term.curvature)
+    gradient = 1 + curvature * displacement.position
+    extra = {"value": gradient, "gradient": gradient, "value_fn": lambda p: p, "global_update": gradient}
+    update, state = client.trainer.optimizer.update(gradient, displacement.optimizer, displacement.position, **extra)
+    return _Displacement(state, displacement.position + rate * update, displacement.rate_sum + rate)
+
+
+def _full_gradient(client: _Client, params: Params, every: Batches) -> Params:
+    """∇F_m(w) over all the client's examples."""
+
+    def one_batch(k, carry):
+        total, count = carry
+        rows, mask = every.at(k)
+        gradient = jax.grad(lambda p: client.batch_loss(p, rows, mask)[1])(params)
+        total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, gradient)
+        return total, count + jnp.sum(mask, dtype=jnp.int32)
+
+    zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, _tree.accumulator_dtype(w)), params)
+    total, count = compiled_loop(every.num_steps, one_batch, (zeros, jnp.zeros((), jnp.int32)))
+    return jax.tree.map(lambda t: t / jnp.maximum(count, 1).astype(t.dtype), total)
+
+
+def _trained(client: _Client, start: Params, end: _Carry, full_gradient: Callable[[], Params]) -> Trained:
+    """What a client that has taken its steps hands on."""
+    update, zero = _tree.subtract(start, end.params), jnp.zeros((), end.loss.dtype)
+    rate_sum, displacement = zero, zero
+    if end.displacement:
+        rate_sum, displacement = end.displacement.rate_sum, -end.displacement.position
+    curved = any(term.curvature for term in client.trainer.terms)
     outcome = Outcome(update, rate_sum, displacement, curved, full_gradient)
-    contributions = [term.finish(outcome, context) for term, context in zip(terms, contexts, strict=True)]
+    contributions = tuple(term.finish(outcome, context) for term, context in client.terms)
     # Only a term that defines the step changes what is averaged, and there is one of them at most.
-    averaged = next((c.update for t, c in zip(terms, contributions, strict=True) if t.defines_step), update)
+    own = (c.update for term, c in zip(client.trainer.terms, contributions, strict=True) if term.defines_step)
     result = ClientResult(
-        update=averaged,
+        update=next(own, update),
         rate=end.rate.rate,
         rate_state=end.rate,
         loss=end.loss,
         examples=end.examples,
-        num_steps=batches.num_steps,
-        batch_loss=lambda k, params: batch_loss(params, *batches.at(k))[0],
+        num_steps=client.batches.num_steps,
+        batch_loss=lambda k, params: client.batch_loss(params, *client.batches.at(k))[0],
     )
-    return Trained(tuple(contributions), result, rule.report(end.rate))
+    return Trained(contributions, result, client.trainer.rule.report(end.rate))

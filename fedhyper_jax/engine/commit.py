@@ -33,7 +33,7 @@ def commit(
         global_rate=moved.global_rate if parts.global_rate.by_round else state.global_rate,
         local_rate=moved.local_rate if parts.local_rate.by_round else state.local_rate,
     )
-    if verdict.accepted is not verdict.finite:  # a guard that takes back rounds
+    if verdict.takes_back:
         taken_back = someone & verdict.finite & ~verdict.accepted
         refused = kept._replace(
             global_rate=_refused(parts.global_rate, state.global_rate, moved.global_rate),

@@ -34,9 +34,12 @@ def observe(
     client_rates = jnp.where(alive, records.rate, nan)
     participants, started, lost = (jnp.sum(x, dtype=jnp.int32) for x in (alive, plan.started, records.lost))
     sent = _traffic(parts, state, gathered)
+    taken_back, global_rate = someone & ~verdict.accepted, new_state.global_rate.rate
+    if verdict.takes_back:  # the rate that the round used, not the one that is left after it
+        global_rate = jnp.where(taken_back, step.proposal.global_rate.rate, global_rate)
     return RoundInfo(
         round=state.round,
-        global_rate=new_state.global_rate.rate,
+        global_rate=global_rate,
         local_rate=state.local_rate.rate,
         inner_product=jnp.where(someone, product, nan),
         pseudo_gradient_norm=jnp.where(someone, _tree.norm(step.feedback.pseudo_gradient), nan),
@@ -54,7 +57,7 @@ def observe(
         left_out=started - lost - participants,
         not_started=plan.cohort_size - started,
         lost=lost,
-        taken_back=(someone & ~verdict.accepted).astype(jnp.int32),
+        taken_back=taken_back.astype(jnp.int32),
         local_steps=over_participants(records.num_steps),
         examples=over_participants(records.examples.astype(product.dtype)),
         bytes_up=sent.up * participants.astype(product.dtype),

@@ -90,7 +90,8 @@ class RateRule(NamedTuple):
     """How a rate moves from round to round.
 
     Attributes:
-      init: ``init(params) -> state``; ``state.rate`` is the rate of round 0.
+      init: ``init(params) -> state``; ``state.rate`` is the local rate of round 0. (A rule of the global rate is updated
+        before its first use, so this is where it starts.)
       update: ``update(state, feedback) -> (state, RateReport)``; ``state.rate`` is the rate of ``feedback.round``.
       initial_rate: the rate of round 0 as given, maybe traced; relative bounds are taken from it.
       by_round: whether the rate depends on the round alone, and so moves on after a round without participants.
@@ -354,6 +355,11 @@ class Verdict(NamedTuple):
 
     accepted: Bool[Array, ""]
     finite: Bool[Array, ""]  # False: it left the numbers of the dtype, and nobody is said to have taken part
+
+    @property
+    def takes_back(self) -> bool:
+        """Whether a finite round may be refused; False where both fields are the same array."""
+        return self.accepted is not self.finite
 
 
 class Guard(NamedTuple):

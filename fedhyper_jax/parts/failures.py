@@ -38,7 +38,7 @@ def dropout(before=0.0, after=0.0) -> FailureModel:
       >>> [round(float(share), 2) for share in model.init(jnp.zeros(3))]
       [0.1, 0.05]
     """
-    _validate.decay(dropout_before=before, dropout_after=after)
+    _validate.probability(before=before, after=after)
 
     def init(params: Params):
         dtype = _tree.accumulator_dtype(params)

@@ -55,7 +55,7 @@ def weighted(availability) -> Participation:
     if len(wrong) or not (values > 0).any():
         at = int(wrong[0]) if len(wrong) else 0
         raise ValueError(
-            f"availability must be finite and ≥ 0, and > 0 for some client, got {values[at]!r} for client {at}"
+            f"availability must be finite and ≥ 0, and > 0 for some client, got {float(values[at])} for client {at}"
         )
     # Logarithms, scaled to at most 0: extremes of float64 stay apart in float32.
     with np.errstate(divide="ignore"):
