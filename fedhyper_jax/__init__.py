@@ -65,7 +65,16 @@ from fedhyper_jax.methods import (
     server_dog,
     server_mechanic,
 )
-from fedhyper_jax.parts import client_rules, rates, server_optimizers, terms
+from fedhyper_jax.parts import (
+    aggregators,
+    client_rules,
+    failures,
+    guards,
+    participation,
+    rates,
+    server_optimizers,
+    terms,
+)
 from fedhyper_jax.tasks import EvaluationData, evaluation, losses, make_evaluation, metrics, rounds_to_target
 
 try:
@@ -84,6 +93,7 @@ __all__ = [
     "RoundInfo",
     "ServerState",
     "SlowConvolutionWarning",
+    "aggregators",
     "autotune",
     "base",
     "client_rules",
@@ -94,6 +104,7 @@ __all__ = [
     "delta_sgd",
     "evaluation",
     "exponential_decay",
+    "failures",
     "fathom",
     "fedadagrad",
     "fedadam",
@@ -111,6 +122,7 @@ __all__ = [
     "fedsps",
     "fedyogi",
     "global_rate",
+    "guards",
     "hypergradient",
     "local_epochs",
     "local_rate",
@@ -122,6 +134,7 @@ __all__ = [
     "metrics",
     "mime_lite",
     "models",
+    "participation",
     "plateau_global",
     "plateau_local",
     "rates",

@@ -90,8 +90,8 @@ class RateRule(NamedTuple):
     """How a rate moves from round to round.
 
     Attributes:
-      init: ``init(params) -> state``; ``state.rate`` is the local rate of round 0. (A rule of the global rate is updated
-        before its first use, so this is where it starts.)
+      init: ``init(params) -> state``; ``state.rate`` is the local rate of round 0. (A rule of the global rate is
+        updated before its first use, so this is where it starts.)
       update: ``update(state, feedback) -> (state, RateReport)``; ``state.rate`` is the rate of ``feedback.round``.
       initial_rate: the rate of round 0 as given, maybe traced; relative bounds are taken from it.
       by_round: whether the rate depends on the round alone, and so moves on after a round without participants.

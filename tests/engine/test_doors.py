@@ -211,7 +211,7 @@ def test_a_corrupted_update_is_left_out(numbers):
         return jnp.where(update[0] > 0, update, jnp.nan), jnp.array(True)
 
     w = np.array([1.0, -2.0], np.float32)
-    state, info = played(made(failure_model=FailureModel(name="corrupted", after=corrupted)), data, COHORT)
+    _, info = played(made(failure_model=FailureModel(name="corrupted", after=corrupted)), data, COHORT)
     sound = [m for m in COHORT if updates_of(owned, [m], w)[0][0] > 0]
     assert 0 < len(sound) < len(COHORT)
     assert (int(info.participants), int(info.lost)) == (len(sound), 0)
@@ -350,7 +350,7 @@ def test_cohorts_are_drawn_by_availability(numbers):
         simulate(algorithm, KEY, state, data, rounds=1, cohort_size=4, participation=chosen)
 
 
-# ----------------------------------------------------------------------------------------------------- all doors at once
+# ---------------------------------------------------------------------------------------------------- all doors at once
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "chunked(3)"])

@@ -42,7 +42,7 @@ def test_rollback_takes_back_losses_and_steps_that_are_not_finite():
 
 
 def test_patience_ends():
-    """Two in a row are taken back; the third counts, and its loss is the new measure. What is not finite never counts."""
+    """Two in a row are taken back; the third counts, and its loss is the new measure. NaN never counts."""
     found, state = verdicts(guards.rollback(1.5, patience=2), [1.0, 9.0, 9.0, 9.0, 12.0, np.nan])
     assert [accepted for accepted, _ in found] == [True, False, False, True, True, False]
     assert float(state.last_loss) == 12.0

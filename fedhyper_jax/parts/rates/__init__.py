@@ -12,19 +12,8 @@ functions over arrays; whatever a user may want to vary (rates, hyper rates, bou
 """
 
 from fedhyper_jax.parts.contract import Feedback, RateReport, RateRule
-from fedhyper_jax.parts.rates._adaptive import extrapolation, hypergradient, reduce_on_plateau, smoothed_cosine
-from fedhyper_jax.parts.rates._scheduled import SCHEDULE_ROUNDS, as_rate_rule, check_horizon, scheduled
+from fedhyper_jax.parts.rates import _adaptive, _scheduled
+from fedhyper_jax.parts.rates._adaptive import *  # noqa: F403
+from fedhyper_jax.parts.rates._scheduled import *  # noqa: F403
 
-__all__ = [
-    "SCHEDULE_ROUNDS",
-    "Feedback",
-    "RateReport",
-    "RateRule",
-    "as_rate_rule",
-    "check_horizon",
-    "extrapolation",
-    "hypergradient",
-    "reduce_on_plateau",
-    "scheduled",
-    "smoothed_cosine",
-]
+__all__ = ["Feedback", "RateReport", "RateRule", *_adaptive.__all__, *_scheduled.__all__]

@@ -13,6 +13,8 @@ from fedhyper_jax.base import Params
 from fedhyper_jax.hypergradient import AdaptiveRate, adapt, adaptive_rate, check_adaptive_rate
 from fedhyper_jax.parts.contract import ClientResult, Feedback, RateReport, RateRule, no_report
 
+__all__ = ["extrapolation", "hypergradient", "reduce_on_plateau", "smoothed_cosine"]
+
 
 def hypergradient(
     initial_rate, hyper_rate=1.0, bounds=(0.0, math.inf), *, warm: bool = False, name: str = "initial_rate"

@@ -12,6 +12,8 @@ from fedhyper_jax import _tree, _validate
 from fedhyper_jax.base import Params, PyTree
 from fedhyper_jax.parts.contract import Feedback, RateReport, RateRule
 
+__all__ = ["SCHEDULE_ROUNDS", "as_rate_rule", "check_horizon", "scheduled"]
+
 SCHEDULE_ROUNDS = 10_000
 """Rounds for which a schedule is tabulated by default."""
 
