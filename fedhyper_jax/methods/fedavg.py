@@ -8,7 +8,7 @@ from fedhyper_jax import _validate
 from fedhyper_jax.base import FederatedAlgorithm, LossFunction
 from fedhyper_jax.data import LocalWork
 from fedhyper_jax.engine import Strategy, federated_algorithm
-from fedhyper_jax.parts import ClientRule, LocalTerm, RateRule, rates
+from fedhyper_jax.parts import Aggregator, ClientRule, FailureModel, Guard, LocalTerm, RateRule, rates
 
 
 def fedavg(
@@ -24,6 +24,9 @@ def fedavg(
     weighting: str = "examples",
     inner_product: str = "pseudo_gradient",
     evaluate_at: str = "last",
+    aggregator: Aggregator | None = None,
+    failure_model: FailureModel | None = None,
+    guard: Guard | None = None,
     strategy: str | Strategy = "vectorized",
     schedule_rounds: int = rates.SCHEDULE_ROUNDS,
 ) -> FederatedAlgorithm:
@@ -86,6 +89,9 @@ def fedavg(
         weighting=weighting,
         inner_product=inner_product,
         evaluate_at=evaluate_at,
+        aggregator=aggregator,
+        failure_model=failure_model,
+        guard=guard,
         strategy=strategy,
     )
 

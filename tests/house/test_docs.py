@@ -1,4 +1,4 @@
-"""Every Python snippet of the guide runs."""
+"""Every Python snippet of the guide runs; those of a page that builds on itself in one go."""
 
 import pathlib
 import re
@@ -9,11 +9,16 @@ import pytest
 from tests.helpers import in_a_new_process
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
-SNIPPETS = [
-    (page.name, snippet)
-    for page in sorted(DOCS.glob("*.md"))
-    for snippet in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)
-]
+JOINED = ("extending.md",)
+"""Pages whose snippets build on each other."""
+
+
+def snippets_of(page):
+    found = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)
+    return ["\n".join(found)] if page.name in JOINED else found
+
+
+SNIPPETS = [(page.name, snippet) for page in sorted(DOCS.glob("*.md")) for snippet in snippets_of(page)]
 
 
 @pytest.mark.parametrize(("page", "snippet"), SNIPPETS, ids=[f"{page}-{i}" for i, (page, _) in enumerate(SNIPPETS)])
@@ -28,5 +33,14 @@ def test_snippet(page, snippet):
         assert np.isfinite(names["history"].info.client_loss).all()
 
 
+def test_extending_checks_what_it_says():
+    """Each of its three parts is asserted something of, in the snippet itself."""
+    ((_, snippet),) = [(page, snippet) for page, snippet in SNIPPETS if page == "extending.md"]
+    for name in ("grow_or_shrink", "median", "stragglers"):
+        assert f"def {name}(" in snippet
+    assert snippet.count("\nassert ") >= 8
+
+
 def test_the_guide_has_snippets():
-    assert [page for page, _ in SNIPPETS].count("scaling.md") == 2
+    pages = [page for page, _ in SNIPPETS]
+    assert pages.count("scaling.md") == 2 and pages.count("extending.md") == 1
