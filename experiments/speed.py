@@ -69,7 +69,7 @@ def on_one_core() -> None:
 
 
 def here(*arguments) -> dict:
-    """What another process of this script prints, pinned to one core."""
+    """Output of another process of this script, pinned to one core."""
     return json.loads(execute([sys.executable, __file__, *arguments], **ONE_CORE).splitlines()[-1])
 
 
@@ -411,7 +411,7 @@ PEER_TARGETS = {
 
 
 def targets_section() -> list[str]:
-    """What was aimed at and what came of it, all from the measurements."""
+    """Targets and results, all from the measurements."""
     peers, jobs, sweeps, scale = load_peers(), load("jobs"), load("sweeps"), load("scale")
     ratios = {(row["job"], row["peer"]): row for row in peers["ratios"]} if peers else {}
     rows = []

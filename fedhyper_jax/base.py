@@ -42,7 +42,7 @@ class Model(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServerState:
-    """What the next round needs, and nothing else.
+    """State of a run between two rounds: what the next round needs, and nothing else.
 
     Attributes:
       round: int32 scalar, the number of the next round, from 0.
@@ -50,7 +50,7 @@ class ServerState:
       global_rate: state of the rule of the global rate α; its field ``rate`` is α.
       local_rate: state of the rule of the broadcast local rate β; its field ``rate`` is β^t.
       client_rule: settings of the rule that moves a client's rate between its local steps, as arrays.
-      pseudo_gradient: Δ^{t-1}, the raw pseudo-gradient of the last round that had survivors; zeros before it.
+      pseudo_gradient: Δ^{t-1}, the raw pseudo-gradient of the last round that had participants; zeros before it.
       server_optimizer: state of the server's optax optimizer.
       terms: the server's state of each term, by its name (SCAFFOLD's c, FedProx's μ, …).
       clients: by name, what each client keeps: arrays with a leading axis of the population (SCAFFOLD's c_m; ``"rate"``

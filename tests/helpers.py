@@ -34,7 +34,7 @@ def play(algorithm, key, data, cohorts, params=None, jit=True):
 
 
 def in_a_new_process(program: str) -> str:
-    """What a Python program prints where JAX has not started yet: the number of devices is fixed when it does."""
+    """Output of a Python program where JAX has not started yet: the number of devices is fixed when it does."""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout

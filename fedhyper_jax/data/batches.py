@@ -15,7 +15,7 @@ from fedhyper_jax.data.federated import ClientData, ClientView
 
 @dataclasses.dataclass(frozen=True)
 class LocalWork:
-    """What a client does in a round; made by `local_epochs` or `local_steps`. Static: it fixes shapes."""
+    """A client's work in a round; made by `local_epochs` or `local_steps`. Static: it fixes shapes."""
 
     batch_size: int
     epochs: int | None = None

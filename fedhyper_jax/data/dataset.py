@@ -1,4 +1,4 @@
-"""What a loader returns: arrays in host memory, split into training and test examples."""
+"""The result of a loader: arrays in host memory, split into training and test examples."""
 
 import dataclasses
 

@@ -28,7 +28,7 @@ class ClientView(NamedTuple):
 
 
 class ClientData(Protocol):
-    """What a round asks of a federated data set: `FederatedData` keeps its examples, `ProceduralData` makes them."""
+    """Contract of a federated data set inside a round: `FederatedData` keeps its examples, `ProceduralData` makes them."""
 
     max_examples: int
 

@@ -1,4 +1,4 @@
-"""What a partition looks like: a report in numbers, as a text table and as a picture."""
+"""Reports of a partition: in numbers, as a text table and as a picture."""
 
 import dataclasses
 import os

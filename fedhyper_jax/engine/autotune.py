@@ -15,7 +15,7 @@ _WORTHWHILE = 0.3
 
 
 class StrategyTiming(NamedTuple):
-    """What the throw-away rounds of one strategy took."""
+    """Times of the throw-away rounds of one strategy."""
 
     name: str
     seconds_per_round: float  # fastest of the repeats

@@ -1,4 +1,4 @@
-"""What an algorithm refuses: parts without a meaning together, impossible parameters, foreign states."""
+"""Refusals of an algorithm: parts without a meaning together, impossible parameters, foreign states."""
 
 from collections.abc import Callable
 
@@ -45,7 +45,7 @@ def check_parts(parts: Parts) -> None:
 
 
 def _check_steps(parts: Parts) -> None:
-    """What rules and terms ask of the clients' steps."""
+    """Raises ValueError where rules and terms need other steps than the clients take."""
     optimizer, rule = parts.client_optimizer, parts.client_rule
     plain = is_plain_sgd(optimizer)
     if rule.plain_sgd_only and not plain:
@@ -71,7 +71,7 @@ def _check_steps(parts: Parts) -> None:
 
 
 def _check_mean(parts: Parts) -> None:
-    """Who presumes that the pseudo-gradient is a weighted mean of client updates, and who makes it none."""
+    """Raises ValueError where one part presumes a weighted mean of client updates and another makes it none."""
     rules = (parts.global_rate, parts.local_rate)
     presuming = [rule.mean_only for rule in rules if rule.mean_only]
     for reason in [term.offsets_mean for term in parts.terms if term.offsets_mean]:

@@ -44,7 +44,7 @@ class _Displacement(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """What is the same for every client.
+    """The same for every client: loss, optimizer, rule and terms.
 
     Attributes:
       loss_fn: ``(params, batch) -> per-example losses``.
@@ -67,7 +67,7 @@ class Trainer(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What came of a client's local training."""
+    """Result of a client's local training."""
 
     contributions: tuple[Contribution, ...]  # one a term
     result: ClientResult  # its update is the one that is averaged: Δ_m = w − w_m, unless a term changed it
@@ -80,7 +80,7 @@ class Trained(NamedTuple):
 
 
 class Broadcast(NamedTuple):
-    """What a client starts a round from."""
+    """Start of a client's round."""
 
     params: Params  # w^t
     rate: Float[Array, ""]
@@ -142,7 +142,7 @@ def train_client(
 
 
 class _Client(NamedTuple):
-    """What stays the same through a client's steps."""
+    """The same through all steps of one client."""
 
     trainer: Trainer
     fetch: Callable[[Int[Array, " batch"]], Batch]
@@ -224,7 +224,7 @@ def _full_gradient(client: _Client, params: Params, every: Batches) -> Params:
 
 
 def _trained(client: _Client, start: Params, end: _Carry, full_gradient: Callable[[], Params]) -> Trained:
-    """What a client that has taken its steps hands on."""
+    """The result of a client that has taken its steps."""
     update, zero = _tree.subtract(start, end.params), jnp.zeros((), end.loss.dtype)
     rate_sum, displacement = zero, zero
     if end.displacement:

@@ -1,4 +1,4 @@
-"""What makes a run slow, said once: diagnoses that remember, apart from the pure functions."""
+"""Warnings of what makes a run slow, each said once: diagnoses that remember, apart from the pure functions."""
 
 import warnings
 import weakref

@@ -1,4 +1,4 @@
-"""What a round records of itself."""
+"""The numbers that a round records of itself."""
 
 import functools
 

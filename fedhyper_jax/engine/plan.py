@@ -27,12 +27,12 @@ class Plan(NamedTuple):
 
     @property
     def slots(self) -> Slots:
-        """What a strategy is to run."""
+        """The clients as a strategy takes them."""
         return Slots(self.clients, self.common_steps, self.padding_id)
 
 
 def plan_cohort(parts: Parts, work: LocalWork, keys: _random.RoundKeys, state: ServerState, cohort: Cohort) -> Plan:
-    """Says who of a cohort starts and how many steps each takes; nothing is weighed yet by who survives."""
+    """Says who of a cohort starts and how many steps each takes; weights come later, when it is known who took part."""
     data, accumulator = cohort.data, _tree.accumulator_dtype(state.params)
     asked = cohort.client_ids < data.population
     sizes = data.sizes_of(cohort.client_ids)

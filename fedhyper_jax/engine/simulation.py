@@ -21,7 +21,7 @@ from fedhyper_jax.tasks import Evaluation, EvaluationData
 
 
 class History(NamedTuple):
-    """What a run observed; every leaf has a leading axis of rounds."""
+    """Observations of a run; every leaf has a leading axis of rounds."""
 
     info: RoundInfo
     evaluation: dict[str, Array]  # of the parameters after the round; NaN where not evaluated
@@ -168,7 +168,7 @@ def _first_round(state: ServerState) -> int:
 def _check_run(
     state, data, rounds, schedule: Schedule, evaluation_data: EvaluationData | None, first_round, total_rounds
 ) -> None:
-    """What `simulate` refuses."""
+    """Raises ValueError for whatever `simulate` refuses."""
     _validate.positive_integer(rounds=rounds, eval_every=schedule.eval_every)
     check_cohort_size(schedule.cohort_size, data.population)
     schedule.participation.check(data.population, schedule.cohort_size)
@@ -184,7 +184,7 @@ def _check_run(
 
 
 class Progress(NamedTuple):
-    """What a callback of `run` sees after each chunk of rounds."""
+    """A chunk of rounds that is done, as callbacks of `run` see it."""
 
     first_round: int  # number of the chunk's first round
     rounds_done: int

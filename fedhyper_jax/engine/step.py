@@ -14,7 +14,7 @@ from fedhyper_jax.parts import Feedback, Gathered, Parts, Proposal, RateReport, 
 
 
 class Step(NamedTuple):
-    """What the server proposes, and what it was made from."""
+    """The server's proposal, and what it was made from."""
 
     proposal: Proposal
     feedback: Feedback  # to the rule of the global rate

@@ -16,7 +16,7 @@ from fedhyper_jax.parts import ClientFacts, Gathered, Parts, RateReport
 
 
 class ClientRecord(NamedTuple):
-    """What each client of a cohort leaves behind, (cohort, …) a leaf."""
+    """Records of the clients of a cohort, (cohort, …) a leaf."""
 
     alive: Bool[Array, " cohort"]  # its update enters the average
     lost: Bool[Array, " cohort"]  # it trained, and its update did not arrive
@@ -30,7 +30,7 @@ class ClientRecord(NamedTuple):
 
 
 class _Shared(NamedTuple):
-    """What all clients are handed; arrays reach a strategy's programs through it alone."""
+    """Arrays that all clients are handed; none reaches a strategy's programs any other way."""
 
     key: Array
     state: ServerState
@@ -41,7 +41,7 @@ class _Shared(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """What is summed over a cohort; all but the totals with the weights p_m."""
+    """Sums over a cohort; all but the totals with the weights p_m."""
 
     weight: Float[Array, ""]
     update: Params | None  # None where updates are stacked
@@ -141,7 +141,7 @@ def _train_one(
 def _weigh(
     parts: Parts, shared: _Shared, assignment: Assignment, size: Int[Array, ""], trained: Trained
 ) -> tuple[_Sums, tuple[ClientRecord, Params | None]]:
-    """What a client adds to the sums of its cohort, and what is kept of it alone."""
+    """A client's summand in the sums of its cohort, and the record that is kept of it."""
     state, client_id = shared.state, assignment.client_id
     accumulator = _tree.accumulator_dtype(state.params)
     update, arrives = trained.result.update, jnp.array(True)
@@ -157,7 +157,7 @@ def _weigh(
         # where, not a product with 0: 0 · NaN is NaN.
         return jax.tree.map(lambda d: jnp.where(alive, weight * d.astype(accumulator), 0.0), tree)
 
-    def survivors(tree):
+    def participants_only(tree):
         return jax.tree.map(lambda x: jnp.where(alive, x, 0), tree)
 
     sent = parts.aggregator.prepare(state.aggregator, update)
@@ -168,7 +168,7 @@ def _weigh(
         update=None if stacks else weighted(sent),
         term_means=tuple(weighted(contribution.mean) for contribution in trained.contributions),
         reported=tuple(weighted(rule.report(state.params, trained.result)) for rule in rules),
-        term_totals=tuple(survivors(contribution.total) for contribution in trained.contributions),
+        term_totals=tuple(participants_only(contribution.total) for contribution in trained.contributions),
     )
     rows = {term.name: c.row for term, c in zip(parts.terms, trained.contributions, strict=True)}
     rows[RATE_ROWS] = trained.result.rate

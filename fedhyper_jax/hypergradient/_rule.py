@@ -27,7 +27,7 @@ class AdaptiveRate(NamedTuple):
 
 
 class Adaptation(NamedTuple):
-    """What `adapt` observed."""
+    """Observations of `adapt`."""
 
     clipped: Bool[Array, ""]  # the value before clipping lay outside the bounds
     non_finite: Bool[Array, ""]  # the product, or κ times it, was not finite, and the rate stayed as it was

@@ -29,7 +29,7 @@ Pair = tuple[int, int]
 
 
 class _Window(NamedTuple):
-    """What a convolution is, apart from its operands; pairs are (height, width). Hashable, so static under jit."""
+    """A convolution apart from its operands; pairs are (height, width). Hashable, so static under jit."""
 
     strides: Pair
     pads: tuple[Pair, Pair]  # (before, after) of height and of width; negative ones crop

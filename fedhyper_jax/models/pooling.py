@@ -40,7 +40,7 @@ def _counts(size: Sequence[int], window: _Window) -> Pair:
 
 
 def _taps(x: Array, window: _Window, fill: float) -> list[Float[Array, "batch rows columns channels"]]:
-    """What each entry of the window sees, one array of all windows per entry."""
+    """Pixels that each entry of the window sees: per entry one array of all windows."""
     ends = [(m - 1) * s + 1 for m, s in zip(_counts(x.shape[1:3], window), window.strides, strict=True)]
     x, (down, right) = _padded(x, window.pads, fill), window.strides
     entries = itertools.product(*map(range, window.size))
@@ -48,7 +48,7 @@ def _taps(x: Array, window: _Window, fill: float) -> list[Float[Array, "batch ro
 
 
 def _collected(window: _Window, size: Pair, share: Array, x: Array | None = None, y: Array | None = None) -> Array:
-    """What pixels get if each window sends its ``share`` to all that it sees, or to those of x that equal its y.
+    """Gradient of the pixels if each window sends its ``share`` to all that it sees, or to those of x that equal its y.
 
     Along one axis pixel s·q + r of the padded image is entry a = r + s·t of window q − t, for all t with a < window.
     So the pixels of one remainder r form an image, and this image meets the arrays of the windows shifted by t.

@@ -34,7 +34,7 @@ def no_state(params: Params) -> PyTree:
 
 
 class RateReport(NamedTuple):
-    """What a rule did in a round; int32 scalars."""
+    """Doings of a rule in a round; int32 scalars."""
 
     updates: Int[Array, ""]  # adaptive updates of the rate, that with product 0 in round 0 included
     clipped: Int[Array, ""]  # of these, values outside the bounds before clipping
@@ -52,7 +52,7 @@ class RateReport(NamedTuple):
 
 
 class Feedback(NamedTuple):
-    """What a round t tells a rule of a rate."""
+    """Observations of a round t, as a rule of a rate is told them."""
 
     round: Int[Array, ""]  # the round for which the rate is wanted: t for α, t + 1 for β
     inner_product: Float[Array, ""]  # ⟨Δ^t, Δ^{t-1}⟩, or ⟨Δ^t, u^{t-1}⟩ where the algorithm says "applied"
@@ -115,7 +115,7 @@ class RateRule(NamedTuple):
 
 
 class ClientFacts(NamedTuple):
-    """What is known of a client before its first local step; scalars."""
+    """Facts known of a client before its first local step; scalars."""
 
     num_steps: Int[Array, ""]  # K_m
     steps_an_epoch: Int[Array, ""]  # ⌈n_m / B⌉
@@ -149,7 +149,7 @@ class ClientRule(NamedTuple):
 
 
 class TermContext(NamedTuple):
-    """What a term sees during a client's round."""
+    """A client's round, as a term sees it."""
 
     global_params: Params  # w^t
     shared: PyTree  # the term's state on the server
@@ -168,7 +168,7 @@ class Outcome(NamedTuple):
 
 
 class Contribution(NamedTuple):
-    """What a client's round contributes."""
+    """Contribution of a client's round."""
 
     update: Params  # to the pseudo-gradient, averaged with the weights p_m
     mean: PyTree = ()  # to a mean with the weights p_m
@@ -177,7 +177,7 @@ class Contribution(NamedTuple):
 
 
 class TermSums(NamedTuple):
-    """What the server has of a term after a round."""
+    """A term's means and totals on the server after a round."""
 
     pseudo_gradient: Params  # of the round so far
     mean: PyTree  # Σ p_m of the contributions' means
@@ -186,7 +186,7 @@ class TermSums(NamedTuple):
 
 
 class Conclusion(NamedTuple):
-    """What a term makes of a round on the server."""
+    """A term's conclusion of a round, on the server."""
 
     shared: PyTree  # the term's new state
     pseudo_gradient: Params
@@ -273,7 +273,7 @@ class Participation(NamedTuple):
 
 
 class FailureModel(NamedTuple):
-    """What goes wrong with clients; keyed by round and client, so the same client fails in any cohort or order.
+    """Failures of clients; keyed by round and client, so the same client fails in any cohort or order.
 
     Attributes:
       name: as in messages.
@@ -294,7 +294,7 @@ class FailureModel(NamedTuple):
 
 
 class Gathered(NamedTuple):
-    """What arrives at the server from a cohort. Means are weighted by p_m, renormalised over the participants."""
+    """All that arrives at the server from a cohort; means are weighted by p_m, renormalised over the participants."""
 
     alive: Bool[Array, " cohort"]  # whether a slot holds a participant
     weights: Float[Array, " cohort"]  # p_m, 0 for all others
@@ -363,7 +363,7 @@ class Verdict(NamedTuple):
 
 
 class Guard(NamedTuple):
-    """What becomes of a finished round: it counts, or everything but its number stays as it was.
+    """The judge of finished rounds: a round counts, or everything but its number stays as it was.
 
     Attributes:
       name: as in configurations.
@@ -382,7 +382,7 @@ class Guard(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What an algorithm is made of, besides its loss and the clients' work.
+    """All parts of an algorithm, besides its loss and the clients' work.
 
     Attributes:
       global_rate: rule of α.

@@ -88,7 +88,7 @@ def _sample_uniformly(key, settings, population: int, cohort_size: int):
 
 
 def _nothing_more(population: int, cohort_size: int) -> None:
-    """What `check_cohort_size` refuses is all that there is to refuse."""
+    """Refuses nothing that `check_cohort_size` does not."""
 
 
 _UNIFORM = Participation(name="uniform", init=lambda population: (), sample=_sample_uniformly, check=_nothing_more)

@@ -1,4 +1,4 @@
-"""One device a core where it is asked for, and a word to those who leave cores idle."""
+"""One device a core where it is asked for, and a warning to those who leave cores idle."""
 
 import os
 import warnings

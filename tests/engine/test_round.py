@@ -1,4 +1,4 @@
-"""What must hold of the simulated round whatever the scheduler (SPEC.md section 5)."""
+"""Facts of the simulated round that hold whatever the scheduler."""
 
 import chex
 import jax

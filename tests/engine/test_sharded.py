@@ -126,7 +126,7 @@ def test_names_and_refusals():
 
 
 def test_a_comparison_in_one_process_uses_its_devices(tmp_path, monkeypatch):
-    """As in a notebook after `use_all_cores`; several processes share out the methods instead."""
+    """As in a notebook after `use_all_cores`; several processes divide the methods instead."""
     demo = preset_config("demo", "compare")
     grid = dataclasses.replace(demo.compare, methods=("SL",), local_rates=(0.01,), seeds=1)
 

@@ -1,4 +1,4 @@
-"""What a strategy runs: few steps for nobody, no host inside a round, and no more memory than is said."""
+"""Strategies at work: few steps for nobody, no host inside a round, and no more memory than is said."""
 
 import chex
 import jax

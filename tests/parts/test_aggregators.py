@@ -9,7 +9,7 @@ from fedhyper_jax.parts import Gathered, aggregators
 
 
 def gathered(updates, alive, weights=None):
-    """What a server has of a cohort, for an aggregator that stacks."""
+    """A cohort as a server has it, for an aggregator that stacks."""
     alive = np.asarray(alive)
     weights = alive / max(alive.sum(), 1) if weights is None else weights
     zeroed = {name: np.where(alive.reshape(-1, *[1] * (u.ndim - 1)), u, 0) for name, u in updates.items()}

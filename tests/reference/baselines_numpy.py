@@ -173,7 +173,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 class State(NamedTuple):
-    """What the next round needs.
+    """State before the next round.
 
     Attributes:
         round: t.
@@ -209,7 +209,7 @@ class ClientResult(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What was observed in round t, and the state after it. Mappings are by client id, over the cohort.
+    """Observations of round t, and the state after it. Mappings are by client id, over the cohort.
 
     Attributes:
         round: t.

@@ -194,7 +194,7 @@ def optimizer_update(name: str, g: Vector, state: Mapping[str, Any]) -> tuple[Ve
 
 
 class ServerState(NamedTuple):
-    """What the next round needs.
+    """State before the next round.
 
     Attributes:
         w: w^t, the global parameters at the start of round t.
@@ -216,7 +216,7 @@ class ServerState(NamedTuple):
 
 
 class ClientResult(NamedTuple):
-    """What one client's local training leaves.
+    """Results of one client's local training.
 
     Attributes:
         update: Δ_m^t = w^t − w_m^{t,K}.
@@ -234,7 +234,7 @@ class ClientResult(NamedTuple):
 
 
 class RoundRecord(NamedTuple):
-    """What was observed in round t, and the state after it. Arrays over clients follow the order of the cohort.
+    """Observations of round t, and the state after it. Arrays over clients follow the order of the cohort.
 
     Attributes:
         round: t.

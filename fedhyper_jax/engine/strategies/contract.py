@@ -1,4 +1,4 @@
-"""What a strategy is: a way to map over the clients of a cohort and sum up what they give."""
+"""The contract of a strategy: a way to map over the clients of a cohort and sum up what they give."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,14 +26,14 @@ def compiled_loop(num_steps, body, carry):
 
 
 class Assignment(NamedTuple):
-    """What one client of a cohort is to do; scalars, or (cohort,) for all of them."""
+    """One client's work in a round; scalars, or (cohort,) for all of them."""
 
     client_id: Int[Array, "*cohort"]
     num_steps: Int[Array, "*cohort"]  # K_m, those that failures take away left out; 0 for an empty slot
 
 
 class Slots(NamedTuple):
-    """What a strategy is to run."""
+    """The clients that a strategy is to run, slot by slot."""
 
     clients: Assignment
     common_steps: int | None  # the number of steps, where it is static and the same for all
