@@ -28,7 +28,7 @@ class ClientView(NamedTuple):
 
 
 class ClientData(Protocol):
-    """Contract of a federated data set inside a round: `FederatedData` keeps its examples, `ProceduralData` makes them."""
+    """A federated data set inside a round: `FederatedData` keeps its examples, `ProceduralData` makes them."""
 
     max_examples: int
 

@@ -32,7 +32,8 @@ def observe(
     client_reports = jax.tree.map(over_participants, records.rate_report)
     nan = jnp.full((), jnp.nan, product.dtype)
     client_rates = jnp.where(alive, records.rate, nan)
-    participants, started, lost = (jnp.sum(x, dtype=jnp.int32) for x in (alive, plan.started, records.lost))
+    losses = jnp.zeros_like(alive) if records.lost is None else records.lost
+    participants, started, lost = (jnp.sum(x, dtype=jnp.int32) for x in (alive, plan.started, losses))
     sent = _traffic(parts, state, gathered)
     taken_back, global_rate = someone & ~verdict.accepted, new_state.global_rate.rate
     if verdict.takes_back:  # the rate that the round used, not the one that is left after it

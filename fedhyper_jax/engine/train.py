@@ -19,8 +19,8 @@ class ClientRecord(NamedTuple):
     """Records of the clients of a cohort, (cohort, …) a leaf."""
 
     alive: Bool[Array, " cohort"]  # its update enters the average
-    lost: Bool[Array, " cohort"]  # it trained, and its update did not arrive
-    weight: Float[Array, " cohort"]  # p_m, before it is renormalised; 0 unless alive
+    lost: Bool[Array, " cohort"] | None  # it trained, and its update did not arrive; None where all arrive
+    weight: Float[Array, " cohort"] | None  # p_m before it is renormalised, 0 unless alive; None unless stacked
     rows: dict[str, PyTree]  # new rows
     rate: Float[Array, " cohort"]  # final β_m
     rate_report: RateReport
@@ -78,7 +78,7 @@ def train_cohort(
     means = jax.tree.map(lambda total: total / divisor, (sums.update, sums.term_means, sums.reported))
     gathered = Gathered(
         alive=records.alive,
-        weights=records.weight / divisor,
+        weights=None if records.weight is None else records.weight / divisor,
         mean=means[0],
         updates=updates,
         term_means=means[1],
@@ -144,12 +144,12 @@ def _weigh(
     """A client's summand in the sums of its cohort, and the record that is kept of it."""
     state, client_id = shared.state, assignment.client_id
     accumulator = _tree.accumulator_dtype(state.params)
-    update, arrives = trained.result.update, jnp.array(True)
+    update, present, lost = trained.result.update, assignment.num_steps > 0, None
     if parts.failures.after is not None:
         key = _random.failure_key(shared.key, client_id)
         update, arrives = parts.failures.after(key, state.failures, update)
-    has_steps = assignment.num_steps > 0
-    alive = trained.is_finite(update) & has_steps & arrives
+        lost, present = present & ~arrives, present & arrives
+    alive = trained.is_finite(update) & present
     share = size if parts.weighting == "examples" else 1
     weight = jnp.where(alive, share / shared.total_share, 0).astype(accumulator)
 
@@ -174,8 +174,8 @@ def _weigh(
     rows[RATE_ROWS] = trained.result.rate
     record = ClientRecord(
         alive=alive,
-        lost=has_steps & ~arrives,
-        weight=weight,
+        lost=lost,
+        weight=weight if stacks else None,
         rows={name: rows[name] for name in state.clients},
         rate=trained.result.rate,
         rate_report=trained.rate_report,

@@ -297,9 +297,9 @@ class Gathered(NamedTuple):
     """All that arrives at the server from a cohort; means are weighted by p_m, renormalised over the participants."""
 
     alive: Bool[Array, " cohort"]  # whether a slot holds a participant
-    weights: Float[Array, " cohort"]  # p_m, 0 for all others
     mean: Params | None  # of the prepared updates, in the dtype of sums; None where they are stacked
     updates: Params | None  # the prepared updates, (cohort, …) a leaf; None where only their mean exists
+    weights: Float[Array, " cohort"] | None  # p_m of each, 0 unless alive; likewise
     term_means: tuple[PyTree, ...]
     term_totals: tuple[PyTree, ...]
     reported: tuple[PyTree, PyTree]  # means of what the rules of the global and the local rate asked for

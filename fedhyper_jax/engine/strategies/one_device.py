@@ -50,32 +50,44 @@ def _one_by_one(client_fn, shared, slots: Slots):
 
 
 def _in_chunks(size: int):
+    """As ``_by_length``, where lengths differ; else in the order of the slots."""
+
     def map_reduce(client_fn, shared, slots: Slots):
-        cohort = slots.length
-        width = min(size, cohort)
-        # Neighbours of like length waste the fewest masked steps. Lengths are skewed, so most of what would be wasted
-        # would be wasted in the chunk of the longest.
-        varies = slots.common_steps is None
-        order = jnp.argsort(slots.steps) if varies else jnp.arange(cohort)
-        alone = width if varies and width < cohort else 0
-        padding = jnp.full(-(cohort - alone) % width, cohort, order.dtype)
-        chunks = slots.take(jnp.concatenate([order[: cohort - alone], padding]))
-        chunks = jax.tree.map(lambda x: x.reshape(-1, width), chunks.clients)
-
-        def one(total, chunk):
-            summand, kept = _side_by_side(client_fn, shared, slots._replace(clients=chunk))
-            return add(total, summand), kept
-
-        total, kept = lax.scan(one, _zeros_like_sum(client_fn, shared, slots), chunks)
-        kept = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: cohort - alone], kept)
-        if alone:
-            total_of_longest, of_longest = _one_by_one(client_fn, shared, slots.take(order[cohort - alone :]))
-            total = add(total, total_of_longest)
-            kept = jax.tree.map(lambda *parts: jnp.concatenate(parts), kept, of_longest)
-        inverse = jnp.argsort(order)
-        return total, jax.tree.map(lambda x: x[inverse], kept)
+        if slots.common_steps is None:
+            return _by_length(size, client_fn, shared, slots)
+        return _chunk_by_chunk(min(size, slots.length), client_fn, shared, slots)
 
     return map_reduce
+
+
+def _chunk_by_chunk(width: int, client_fn, shared, slots: Slots):
+    number = slots.length
+    if number % width:
+        slots = slots.take(jnp.arange(number + -number % width))
+    chunks = jax.tree.map(lambda x: x.reshape(-1, width), slots.clients)
+
+    def one(total, chunk):
+        summand, kept = _side_by_side(client_fn, shared, slots._replace(clients=chunk))
+        return add(total, summand), kept
+
+    total, kept = lax.scan(one, _zeros_like_sum(client_fn, shared, slots), chunks)
+    return total, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:number], kept)
+
+
+def _by_length(size: int, client_fn, shared, slots: Slots):
+    # Neighbours of like length waste the fewest masked steps. Lengths are skewed, so most of what would be wasted
+    # would be wasted in the chunk of the longest.
+    width = min(size, slots.length)
+    order = jnp.argsort(slots.steps)
+    alone = width if width < slots.length else 0
+    shorter = slots.length - alone
+    total, kept = _chunk_by_chunk(width, client_fn, shared, slots.take(order[:shorter]))
+    if alone:
+        total_of_longest, of_longest = _one_by_one(client_fn, shared, slots.take(order[shorter:]))
+        total = add(total, total_of_longest)
+        kept = jax.tree.map(lambda *parts: jnp.concatenate(parts), kept, of_longest)
+    inverse = jnp.argsort(order)
+    return total, jax.tree.map(lambda x: x[inverse], kept)
 
 
 vectorized = Strategy("vectorized", _side_by_side)
