@@ -3,8 +3,9 @@
 A federated algorithm is a pair of pure functions (init, round), and a learning rate is data, never code: rates live in
 arrays, so they change at every step, differ per client, are swept under ``vmap`` and never cause a recompile.
 
-  * Algorithms: `fedavg`, `fedhyper` and the methods they are compared with (`fedadam`, `fedexp`, `fedprox`, `scaffold`,
-    …); by name, joined by '+', through `make_method`; from parts of your own through `federated_algorithm`.
+  * Methods: `fedavg`, `fedhyper` and those they are compared with (`fedadam`, `fedexp`, `fedprox`, `scaffold`, …); they
+    add up, ``fedprox() + G()``; by name, joined by '+', through `method_by_name` and `make_method`; from parts of your
+    own through `federated_algorithm`.
   * Runs: `simulate` (one scan), `run` (host loop with callbacks), `sweep` (a grid of rates and seeds in one program);
     on a CPU, `use_all_cores` first.
   * Optax transforms: `scale_by_hypergradient`, `track_hypergradient`, `scale_by_local_hypergradient`.
@@ -15,7 +16,7 @@ arrays, so they change at every step, differ per client, are swept under ``vmap`
 import importlib
 from importlib.metadata import PackageNotFoundError, version
 
-from fedhyper_jax import base, data, hypergradient, methods
+from fedhyper_jax import base, data, hypergradient, methods, parts
 from fedhyper_jax.base import FederatedAlgorithm, Model, RoundInfo, ServerState
 from fedhyper_jax.data import Cohort, FederatedData, local_epochs, local_steps
 from fedhyper_jax.engine import (
@@ -37,34 +38,8 @@ from fedhyper_jax.hypergradient import (
     scale_by_local_hypergradient,
     track_hypergradient,
 )
-from fedhyper_jax.methods import (
-    decay_global,
-    decay_local,
-    delta_sgd,
-    exponential_decay,
-    fathom,
-    fedadagrad,
-    fedadam,
-    fedavg,
-    fedavgm,
-    fedcm,
-    feddyn,
-    fedexp,
-    fedhyper,
-    fedhyper_reference,
-    fednova,
-    fedprox,
-    fedsls,
-    fedsps,
-    fedyogi,
-    make_method,
-    mime_lite,
-    plateau_global,
-    plateau_local,
-    scaffold,
-    server_dog,
-    server_mechanic,
-)
+from fedhyper_jax.methods import make_method, method_by_name
+from fedhyper_jax.methods.families import *  # noqa: F403
 from fedhyper_jax.parts import (
     aggregators,
     client_rules,
@@ -99,28 +74,9 @@ __all__ = [
     "client_rules",
     "cohort",
     "data",
-    "decay_global",
-    "decay_local",
-    "delta_sgd",
     "evaluation",
-    "exponential_decay",
     "failures",
-    "fathom",
-    "fedadagrad",
-    "fedadam",
-    "fedavg",
-    "fedavgm",
-    "fedcm",
-    "feddyn",
     "federated_algorithm",
-    "fedexp",
-    "fedhyper",
-    "fedhyper_reference",
-    "fednova",
-    "fedprox",
-    "fedsls",
-    "fedsps",
-    "fedyogi",
     "global_rate",
     "guards",
     "hypergradient",
@@ -130,21 +86,17 @@ __all__ = [
     "losses",
     "make_evaluation",
     "make_method",
+    "method_by_name",
     "methods",
     "metrics",
-    "mime_lite",
-    "models",
+    "models",  # noqa: F405 (see __getattr__)
     "participation",
-    "plateau_global",
-    "plateau_local",
+    "parts",
     "rates",
     "rounds_to_target",
     "run",
-    "scaffold",
     "scale_by_hypergradient",
     "scale_by_local_hypergradient",
-    "server_dog",
-    "server_mechanic",
     "server_optimizers",
     "simulate",
     "sweep",
@@ -152,6 +104,7 @@ __all__ = [
     "track_hypergradient",
     "use_all_cores",
 ]
+__all__ += methods.families.__all__  # every method by its name
 
 
 def __getattr__(name: str):

@@ -95,26 +95,30 @@ w are the d parameters, t counts rounds and k local steps; Δ_m = w^t − w_m is
 α is the global rate, which multiplies the server's step (w ← w − α Δ), β the local rate, which multiplies a client's
 step (w ← w − β g), β_m^k that of client m at its k-th of K_m steps, and N the number of clients.
 
-Of the options, where a method has them: κ is `hyper_rate`, μ `momentum` or `proximal_weight`, ε `epsilon`,
-τ `adaptivity`, γ `scale`, δ `growth`, ℓ* `lower_bound`, a `smoothing` or `gradient_weight`, b `shrink`,
-c `polyak_scale` or `decrease`, α of FedDyn `dynamic_weight`, factor `decay_factor` or `plateau_factor`; clip keeps a
-rate inside `global_bounds` (α) or `local_bounds` (β). State is what is kept between rounds besides w, rates and
-Δ^{{t-1}}.
+Of the options, where a method has them: κ is `hyper_rate` or `cosine_rate`, μ `momentum` or `proximal_weight`,
+ε `epsilon`, τ `adaptivity`, γ `scale`, δ `growth`, ℓ* `lower_bound`, a `smoothing` or `gradient_weight`, b `shrink`,
+c `polyak_scale` or `decrease`, C `clip_norm`, α of FedDyn `dynamic_weight`, factor `decay_factor` or `plateau_factor`;
+clip keeps a rate inside `global_bounds` (α) or `local_bounds` (β), where names stand for `global_gamma` and
+`local_gamma`. State is what is kept between rounds besides w, rates and Δ^{{t-1}}.
 
 ## Names and options
 
-Every method without a rule of its own for the global rate takes `global_rate` (1.0), listed or not. Flags of their own
-are {own}.
-The other options follow `--options`, name and value by turns, and stand in the table `[method.options]` of a
+A method is a function of its options, and of a loss: `fh.fedprox(proximal_weight=0.01)` is a value, and
+`fh.fedprox(loss_fn, proximal_weight=0.01, work=…, local_rate=0.1)` an algorithm.
+
+On the command line, these are flags of their own:
+{own}.
+The other options follow `--options`, each name before its value, and stand in the table `[method.options]` of a
 configuration file:
 
 ```console
 fedhyper run --method fedprox --global-rate 0.5 --options proximal_weight 0.01
 ```
 
-Names joined by `+` act together, on the command line and in `make_method`: `fedprox+G`, `scaffold+fedexp`,
-`G+SL+CL`. They take the options of all; one that two of them have is given to both. G beside a method that starts from
-another global rate does so too, in bounds relative to it: `fedadam+G` starts from 0.1, between 0.03 and 0.3.
+Methods add up: `fh.scaffold(population=100) + fh.fedexp(epsilon=0.01)`, or by name, on the command line too,
+`scaffold+fedexp`, `fedprox+G`, `G+SL+CL`. Names take the options of all; one that two of them have is given to both,
+unless it is a mapping by their names (`hyper_rate={{"SL": 0.1}}`). G beside a method that starts from another global
+rate does so too, in bounds relative to it: `fedadam+G` starts from 0.1, between 0.03 and 0.3.
 
 What has no meaning together is refused, and the message says why:
 
@@ -122,7 +126,7 @@ What has no meaning together is refused, and the message says why:
   rate from round to round (`SL`, those of kind “local rate”), the local rate from step to step (`CL`, those of kind
   “client step”), or the server's optimizer (those of kind “server step” but `fedavg`, and `--server-optimizer`);
 - two definitions of the server's mean: `fednova` with `feddyn`, and `fedexp` with `feddyn`, whose step is no mean of
-  updates;
+  updates; `median` and `clipped` with `fedexp`, `fednova` or `feddyn`, which presume a mean;
 - `scaffold`, `fednova` and `fedcm` with `mime_lite` or an adaptive client optimizer: they take a client's mean gradient
   from how far it went, which needs steps along gradients;
 - `delta_sgd`, `fedsps` and `fedsls` with `mime_lite` or a client optimizer: they find the length of a step along the
@@ -151,7 +155,7 @@ def _kind_section(kind: str) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        options = [f"{option}={default!r}" for option, default in METHODS[row["name"]].options.items()]
+        options = [f"{option}={default!r}" for option, default in method_options(row["name"]).items()]
         cells = (
             _code(row["name"]),
             _escaped(row["method"]),

@@ -119,12 +119,12 @@ def _marks(config: Config | None, local_rate: float | None) -> Marks:
         return Marks(None, None, None)
     return Marks(
         target=config.run.target_accuracy,
-        global_bounds=_bounds(config, "global_bounds", config.method.global_rate, 3.0),
-        local_bounds=_bounds(config, "local_bounds", local_rate, 10.0),
+        global_bounds=_bounds(config, "global_bounds", config.method.global_rate),
+        local_bounds=_bounds(config, "local_bounds", local_rate),
     )
 
 
-def _bounds(config: Config, name: str, initial_rate: float | None, gamma: float) -> tuple[float, float] | None:
+def _bounds(config: Config, name: str, initial_rate: float | None) -> tuple[float, float] | None:
     """The bounds that a rate has; None without any, and where methods differ in them."""
     found = set()
     for method in (config.method.name,) if isinstance(config, RunConfig) else config.compare.methods:
@@ -133,6 +133,8 @@ def _bounds(config: Config, name: str, initial_rate: float | None, gamma: float)
             if name in options:
                 given = getattr(config.method, name)
                 rate = options["global_rate"] if initial_rate is None else initial_rate
+                gamma_name = name.replace("bounds", "gamma")
+                gamma = config.method.options.get(gamma_name, options[gamma_name])
                 found.add(resolve_bounds(options[name] if given is None else given, rate, gamma, name=name))
         except ValueError:  # an edited configuration: the numbers can be drawn all the same
             return None

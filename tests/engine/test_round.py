@@ -96,7 +96,7 @@ def test_the_sign_of_the_global_term(key):
 
 
 def test_decay_of_either_rate(key, federation):
-    settings = {"work": EPOCHS, "factor": 0.9}
+    settings = {"work": EPOCHS, "decay_factor": 0.9}
     _, infos = play(decay_global(logistic_loss, local_rate=0.05, **settings), key, federation, COHORTS)
     np.testing.assert_allclose([i.global_rate for i in infos], [1, 0.9, 0.81], rtol=1e-6)
     state, infos = play(decay_local(logistic_loss, local_rate=0.05, **settings), key, federation, COHORTS)

@@ -100,6 +100,7 @@ VALUES: dict[str, tuple[float, float, float]] = {
     "proximal_weight": (0.1, 0.5, 1.0),
     "dynamic_weight": (0.1, 0.5, 1.0),
     "gradient_weight": (0.3, 0.6, 0.9),
+    "clip_norm": (0.1, 0.05, 0.2),
 }
 """Three values of each float option; other values are other data for the same program."""
 
@@ -110,14 +111,15 @@ STATIC = {
     "adaptivity": "a constant of the server optimizer",
     "momentum": f"{_OPTAX} (sgd)",
     "initial_scale": f"{_OPTAX} (mechanize)",
+    "weight_decay": f"{_OPTAX} (mechanize)",
     "plateau_factor": f"{_OPTAX} (reduce_on_plateau)",
     "patience": f"{_OPTAX} (reduce_on_plateau)",
     "average_rounds": f"{_OPTAX} (reduce_on_plateau)",
 }
 """Number options whose other values are other programs, as documented, and why."""
 
-CHOICES = {"global_bounds", "local_bounds", "inner_product", "client_rates"}
-"""Options that are names; bounds as numbers are the business of the line 'all of fedhyper'."""
+CHOICES = {"global_bounds", "local_bounds", "global_gamma", "local_gamma", "inner_product", "client_rates"}
+"""Options that are names; bounds as numbers and their γ are the business of the line 'all of fedhyper'."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,6 +198,8 @@ METHOD_LINES = {
     "delta_sgd": line("delta_sgd"),
     "fedsps": line("fedsps", floats=_POLYAK),
     "fedsls": line("fedsls", floats=_SEARCHED),
+    "median": line("median"),
+    "clipped": line("clipped"),
     "reference_G": line("reference_G"),
     "reference_GM": line("reference_GM"),
     "reference_CL": line("reference_CL", counts_left_out=_COHORT_SIZE),
@@ -267,6 +271,7 @@ COMPOSITIONS = {
     "scaffold+SL, momentum": line("scaffold+SL", rows=("control_variates",), client_optimizer=MOMENTUM),
     "fedcm+fedyogi": line("fedcm+fedyogi", floats=_SMALL),
     "mime_lite+G": line("mime_lite+G"),
+    "clipped+median": line("clipped+median"),
     "CL, warm": line("CL", client_rates="warm"),
     "CL, per client": line("CL", floats={"hyper_rate": (0.01, 0.02, 0.005)}, client_rates="per_client", rows=("rate",)),
 }

@@ -15,8 +15,8 @@ import pytest
 
 from fedhyper_jax import client_rules, fedavg, federated_algorithm, fedhyper, rates, server_optimizers, terms
 from fedhyper_jax.data import Cohort, local_epochs, local_steps, pack
-from fedhyper_jax.methods import fedexp, fedhyper_reference, fedprox, make_method, server_mechanic
-from fedhyper_jax.methods.reference import reference_local_rule
+from fedhyper_jax.methods import fedexp, fedprox, make_method, server_mechanic
+from fedhyper_jax.methods.authors_rules import reference_local_rule
 from fedhyper_jax.parts.client_rules import ClientFacts
 from tests.reference.hand_traces import HAND_TRACES
 
@@ -700,8 +700,10 @@ COMMON = {"work": ONE_STEP, "local_rate": 0.1}
         (lambda: fedhyper(linear, "CL", population=2, **COMMON), "belongs to client_rates='per_client'"),
         (lambda: fedhyper(linear, "G", variant="reference", hyper_rate=0.5, **COMMON), "fixes hyper_rate"),
         (
-            lambda: fedhyper_reference(linear, "GM", server_optimizer=server_optimizers.momentum(), **COMMON),
-            "brings its own server step",
+            lambda: fedhyper(
+                linear, "GM", variant="reference", server_optimizer=server_optimizers.momentum(), **COMMON
+            ),
+            "fixes both rates and the server's step",
         ),
         (
             lambda: federated_algorithm(

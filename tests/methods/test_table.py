@@ -207,7 +207,7 @@ def test_the_page_has_a_well_formed_row_for_every_method(capsys):
     for name, method in METHODS.items():
         (row,) = [line for line in lines if line.startswith(f"| `{name}` |")]
         assert row.replace("\\|", "").count("|") == 8 and method.equation in row
-        assert all(f"`{option}={default!r}`" in row for option, default in method.options.items())
+        assert all(f"`{option}={default!r}`" in row for option, default in method_options(name).items())
         assert sum(line.startswith(f"- `{name}`: ") for line in lines) == bool(method.note)
 
 

@@ -35,11 +35,7 @@ CASES = {
     "fedavgm": (made(fh.fedavgm, global_rate=0.3), "fedavgm", {"alpha": 0.3}),
     "fedadagrad": (made(fh.fedadagrad), "fedadagrad", {"alpha": 0.1}),
     "fedadam": (made(fh.fedadam, global_rate=0.02), "fedadam", {"alpha": 0.02}),
-    "fedadam, corrected": (
-        made(fh.fedadam, global_rate=0.02, bias_correction=True),
-        "fedadam_corrected",
-        {"alpha": 0.02},
-    ),
+    "fedadam, corrected": (made(fh.fedadam_corrected, global_rate=0.02), "fedadam_corrected", {"alpha": 0.02}),
     "fedyogi": (made(fh.fedyogi, global_rate=0.02), "fedyogi", {"alpha": 0.02}),
     "fedexp": (made(fh.fedexp, epsilon=1e-3), "fedexp", {"fedexp_eps": 1e-3}),
     "fedexp, uniform": (
@@ -79,7 +75,7 @@ CASES = {
     "fedcm": (made(fh.fedcm), "fedcm", {"cm_a": 0.1}),
     "mime_lite": (made(fh.mime_lite, local_rate=0.01), "mimelite", {"beta": 0.01}),
     "mime_lite, adam": (
-        made(fh.mime_lite, local_rate=0.01, optimizer=optax.adam(1.0)),
+        made(fh.fedavg, local_rate=0.01, terms=[terms.frozen_optimizer(optax.adam(1.0))]),
         "mimelite",
         {"beta": 0.01, "mime_base": "adam"},
     ),
@@ -184,7 +180,7 @@ CASES = {
         {"corrections": ("prox",), "mu": 0.7, "alpha": 0.02},
     ),
     "fathom + fedexp": (
-        made(fh.fathom, hyper_rate=0.1, global_rate=rates.extrapolation(1e-3)),
+        made(fh.fathom, cosine_rate=0.1, global_rate=rates.extrapolation(1e-3)),
         "fathom",
         {"fathom_step": 0.1, "global_rate": "fedexp", "fedexp_eps": 1e-3},
     ),
@@ -353,7 +349,8 @@ def fedjax_twin(name, work):
         return fh.fedprox(logistic_loss, proximal_weight=1.0, **common)
     if name.startswith("mime_lite"):
         if name == "mime_lite_adam":
-            return fh.mime_lite(logistic_loss, work=work, local_rate=0.05, optimizer=optax.adam(1.0, 0.9, 0.99, 1e-3))
+            frozen = terms.frozen_optimizer(optax.adam(1.0, 0.9, 0.99, 1e-3))
+            return fh.fedavg(logistic_loss, work=work, local_rate=0.05, terms=[frozen])
         return fh.mime_lite(logistic_loss, global_rate=0.5 if "half" in name else 1.0, **common)
     client = MOMENTUM if name == "fed_avg_client_momentum" else None
     return fh.fedavg(logistic_loss, server_optimizer=fedjax_optimizer(name), client_optimizer=client, **common)

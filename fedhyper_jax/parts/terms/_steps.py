@@ -93,5 +93,5 @@ def frozen_optimizer(optimizer: optax.GradientTransformation | None = None) -> L
         traffic=lambda params: Traffic(
             up=model_bytes(params), down=model_bytes(jax.eval_shape(optimizer.init, params))
         ),
-        needs_plain_sgd="MIME-lite's optimizer is the client's: give it to mime_lite(optimizer=…)",
+        needs_plain_sgd="MIME-lite's optimizer is the client's: give it to terms.frozen_optimizer(…)",
     )

@@ -1,105 +1,18 @@
-r"""What the authors' public code (github ATP-1010/FedHyper) computes, for people who compare with it.
+"""The rules and server steps of the authors' public code (github ATP-1010/FedHyper), in our sense of direction."""
 
-In that code's sense of direction (v = −Δ) and with ``agg`` for what it accumulates, α = 1 + agg:
-
-  * G: agg += ⟨Δ^{t-1}, Δ^t⟩, α clipped to [0.2, 5]; w ← w − α Δ.
-  * GM: agg += ⟨last, v⟩, α clipped to [0.8, 5]; w ← w + α v + 0.9 agg · last; last ← v + 0.9 last. (Its momentum is
-    multiplied by agg, so it vanishes at agg = 0.)
-  * CL: a multiplier b of the local rate, see `reference_local_rule`.
-  * FULL: CL on the clients and GM on the server.
-  * FedAdam+FedHyper: G's product with α clipped to [0.8, 5], in an Adam whose corrections are constant in t, whose
-    second moment takes the square of the first, and whose τ stands inside the root.
-  * SL and Decay-SL do nothing: local rates are rebuilt from the initial value at the top of each round.
-"""
-
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from fedhyper_jax import _tree, _validate
-from fedhyper_jax.base import FederatedAlgorithm, LossFunction, Params
-from fedhyper_jax.data import LocalWork
-from fedhyper_jax.engine import Strategy, federated_algorithm
+from fedhyper_jax import _tree
+from fedhyper_jax.base import Params
 from fedhyper_jax.hypergradient import AdaptiveRate, adapt, adaptive_rate
-from fedhyper_jax.parts import ClientFacts, ClientRule, Feedback, LocalTerm, RateReport, RateRule, rates
-
-REFERENCE_SCHEDULERS = ("G", "GM", "CL", "FULL", "FedAdam+FedHyper", "SL", "Decay-SL")
+from fedhyper_jax.parts import ClientFacts, ClientRule, Feedback, RateReport, RateRule
 
 _MOMENTUM = 0.9
-
-
-def fedhyper_reference(
-    loss_fn: LossFunction,
-    schedulers: str = "G",
-    *,
-    work: LocalWork,
-    local_rate,
-    server_optimizer: optax.GradientTransformation | None = None,
-    client_optimizer: optax.GradientTransformation | None = None,
-    terms: Sequence[LocalTerm] = (),
-    evaluate_at: str = "last",
-    strategy: str | Strategy = "vectorized",
-) -> FederatedAlgorithm:
-    r"""FedHyper as the authors' public code computes it; see the module. Weights are uniform.
-
-    Args:
-      loss_fn: ``(params, batch) -> per-example losses (B,)``.
-      schedulers: 'G', 'GM', 'CL', 'FULL', 'FedAdam+FedHyper', or 'SL' and 'Decay-SL', which are FedAvg there.
-      work: `local_epochs` as in the code, whose CL skips the first batch of each epoch.
-      local_rate: β^0 > 0.
-      server_optimizer: must be left out; the variants bring their own.
-      client_optimizer: the code's is ``optax.adam(1.0)``, or ``optax.sgd(1.0, momentum=0.5)``; ``optax.sgd(1.0)`` if
-        None.
-      terms, evaluate_at, strategy: as in `fedavg`.
-
-    Returns:
-      The pair (init, round); the global rate of its records is 1 + agg.
-
-    Raises:
-      ValueError: unknown schedulers, a server optimizer.
-
-    Example:
-      >>> from fedhyper_jax.data import local_epochs
-      >>> def loss_fn(w, batch): return (w - batch["x"]) ** 2
-      >>> algorithm = fedhyper_reference(loss_fn, "FULL", work=local_epochs(2, 8), local_rate=0.01)
-      >>> float(algorithm.init(0.5).global_rate.rate)
-      1.0
-
-    Reference:
-      Wang, Wang, Li, `FedHyper <https://arxiv.org/abs/2310.03156>`_, ICLR 2024; its code at github ATP-1010/FedHyper.
-    """
-    _validate.positive(local_rate=local_rate)
-    if server_optimizer is not None:
-        raise ValueError("variant='reference' brings its own server step; leave server_optimizer out")
-    return federated_algorithm(
-        loss_fn,
-        work=work,
-        local_rate=rates.scheduled(local_rate, name="local_rate"),
-        terms=terms,
-        client_optimizer=client_optimizer,
-        evaluate_at=evaluate_at,
-        strategy=strategy,
-        **reference_parts(schedulers),
-    )
-
-
-def reference_parts(schedulers: str) -> dict[str, Any]:
-    """What a variant fixes among the arguments of `federated_algorithm`."""
-    _validate.one_of(REFERENCE_SCHEDULERS, **{"reference scheduler": schedulers})
-    parts: dict[str, Any] = {"weighting": "uniform", "global_rate": rates.scheduled(1.0)}
-    if schedulers == "G":
-        parts |= {"global_rate": rates.hypergradient(1.0, 1.0, (0.2, 5.0))}
-    elif schedulers in ("GM", "FULL"):
-        parts |= {"global_rate": _momentum_rate(), "server_optimizer": _momentum_step()}
-    elif schedulers == "FedAdam+FedHyper":
-        parts |= {"global_rate": rates.hypergradient(1.0, 1.0, (0.8, 5.0)), "server_optimizer": _adam_step()}
-    if schedulers in ("CL", "FULL"):
-        parts |= {"client_rule": reference_local_rule()}
-    return parts
 
 
 class MomentumRateState(NamedTuple):
@@ -114,7 +27,7 @@ def _decayed_sum(last: Params, gradient: Params) -> Params:
     return jax.tree.map(lambda m, g: (g + _MOMENTUM * m).astype(m.dtype), last, gradient)
 
 
-def _momentum_rate() -> RateRule:
+def momentum_rate() -> RateRule:
     """α = 1 + agg with agg += ⟨last, v⟩."""
 
     def init(params):
@@ -129,7 +42,7 @@ def _momentum_rate() -> RateRule:
     return RateRule(init=init, update=update, initial_rate=1.0)
 
 
-def _momentum_step() -> optax.GradientTransformationExtraArgs:
+def momentum_step() -> optax.GradientTransformationExtraArgs:
     """The update −(Δ + 0.9 agg / α · last), which α multiplies: w ← w − α Δ − 0.9 agg · last."""
 
     def update_fn(updates, last, params=None, *, global_rate, **extra_args):
@@ -142,13 +55,13 @@ def _momentum_step() -> optax.GradientTransformationExtraArgs:
 
 
 class AdamStepState(NamedTuple):
-    """State of `_adam_step`."""
+    """State of `adam_step`."""
 
     first: Params
     second: Params
 
 
-def _adam_step() -> optax.GradientTransformationExtraArgs:
+def adam_step() -> optax.GradientTransformationExtraArgs:
     """The update −(m / 0.1) / √(s / 0.01 + 0.0316), m of 0.1 α Δ, s of m²; divided by α, which multiplies it later."""
 
     def update_fn(updates, state, params=None, *, global_rate, **extra_args):
