@@ -9,8 +9,9 @@ arrays, so they change at every step, differ per client, are swept under ``vmap`
   * Runs: `simulate` (one scan), `run` (host loop with callbacks), `sweep` (a grid of rates and seeds in one program);
     on a CPU, `use_all_cores` first.
   * Optax transforms: `scale_by_hypergradient`, `track_hypergradient`, `scale_by_local_hypergradient`.
-  * Parts: `rates` (rules of either rate), `client_rules`, `terms`, `server_optimizers`; `methods` is their table.
-  * Modules: `data`, `models`, `losses`, `metrics`, `evaluation`, `cohort`.
+  * Parts: `rates` (rules of either rate), `client_rules`, `terms`, `server_optimizers`, `aggregators`, `failures`,
+    `guards`, `participation`; their contracts stand in `parts.contract`.
+  * Modules: `methods` (the table of them), `data`, `models`, `losses`, `metrics`, `evaluation`, `cohort`.
 """
 
 import importlib
