@@ -12,7 +12,7 @@ from fedhyper_jax.engine import Strategy, federated_algorithm
 from fedhyper_jax.methods._parts import Parts
 from fedhyper_jax.methods._table import METHODS
 from fedhyper_jax.methods.fedhyper import SCHEDULERS, fedhyper_parts
-from fedhyper_jax.parts import rates
+from fedhyper_jax.parts import FailureModel, Guard, rates
 
 
 def parse_method(name: str) -> tuple[str, ...]:
@@ -71,6 +71,8 @@ def make_method(
     client_optimizer: optax.GradientTransformation | None = None,
     strategy: str | Strategy = "vectorized",
     schedule_rounds: int = rates.SCHEDULE_ROUNDS,
+    failure_model: FailureModel | None = None,
+    guard: Guard | None = None,
     **options: Any,
 ) -> FederatedAlgorithm:
     """Makes an algorithm by name; names joined by '+' compose.
@@ -83,6 +85,7 @@ def make_method(
       population: number of clients, for methods with a row per client.
       weighting: p_m by "examples" or "uniform".
       server_optimizer, client_optimizer, strategy, schedule_rounds: as in `fedavg`.
+      failure_model, guard: as in `federated_algorithm`.
       **options: of the methods, see `method_options`; numbers may be traced, but for those of a plateau.
 
     Returns:
@@ -140,7 +143,15 @@ def make_method(
     merged.setdefault("local_rate", local_rate)
     for rate in ("global_rate", "local_rate"):
         merged[rate] = rates.as_rate_rule(merged[rate], rounds=schedule_rounds, name=rate)
-    return federated_algorithm(loss_fn, work=work, client_optimizer=client_optimizer, strategy=strategy, **merged)
+    return federated_algorithm(
+        loss_fn,
+        work=work,
+        client_optimizer=client_optimizer,
+        failure_model=failure_model,
+        guard=guard,
+        strategy=strategy,
+        **merged,
+    )
 
 
 def _check_reference(name: str, names: tuple[str, ...], server_optimizer: Any) -> None:

@@ -213,8 +213,12 @@ def write_summary(folder: str | os.PathLike, summary: dict[str, Any]) -> None:
 
 
 def read_summary(folder: str | os.PathLike) -> dict[str, Any]:
-    """The summary of a run folder."""
-    return json.loads((pathlib.Path(folder) / SUMMARY).read_text(encoding="utf-8"))
+    """The summary of a run folder; empty where there is none that can be read."""
+    try:
+        summary = json.loads((pathlib.Path(folder) / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
 
 
 def environment() -> dict[str, Any]:

@@ -54,6 +54,10 @@ class Measure:
         """The name as people write it."""
         return self.name.replace("_", " ")
 
+    def with_target(self, target: float) -> "Measure":
+        """The same measure with another target."""
+        return dataclasses.replace(self, target=float(target))
+
     def best(self, values: Sequence[float]) -> float:
         """The best of some values."""
         return max(values) if self.higher_is_better else min(values)

@@ -9,6 +9,7 @@ from rich.cells import cell_len
 
 from fedhyper_jax.methods import KINDS, METHODS, method_options
 from fedhyper_jax.shell import cli
+from fedhyper_jax.shell.algorithms import CLIENT_OPTIMIZERS, SERVER_OPTIMIZERS, given_options
 from fedhyper_jax.shell.cli import main
 from fedhyper_jax.shell.config import (
     CompareConfig,
@@ -21,13 +22,8 @@ from fedhyper_jax.shell.config import (
     RunConfig,
     load_config,
 )
-from fedhyper_jax.shell.experiment import (
-    CLIENT_OPTIMIZERS,
-    SERVER_OPTIMIZERS,
-    build_experiment,
-    build_partition,
-    given_options,
-)
+from fedhyper_jax.shell.datasets import build_partition
+from fedhyper_jax.shell.experiment import build_experiment
 from fedhyper_jax.shell.method_pages import _code, _escaped
 from fedhyper_jax.shell.plots import Line, _distinct, _marks
 from fedhyper_jax.shell.records import read_records
