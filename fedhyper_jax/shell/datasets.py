@@ -168,7 +168,7 @@ def describe(dataset: Dataset, partition: Partition | None) -> PartitionReport:
     sizes = jax.jit(lambda clients: clients.sizes_of(jnp.arange(clients.population)))(clients)
     return PartitionReport(
         method="made on demand",
-        settings={"num_clients": clients.population},
+        settings={"num_clients": clients.population, "max_examples": clients.max_examples},
         digest=_digest_of(clients),
         moved=0,
         client_sizes=np.asarray(sizes),

@@ -25,7 +25,7 @@ ERROR = Measure(name="squared_error", higher_is_better=False, guessing=1.0, gues
 @pytest.fixture(scope="module")
 def regression(tmp_path_factory):
     folder = tmp_path_factory.mktemp("regression") / "run"
-    options = ["--clients", "10", "--model", "logistic", "--rounds", "4", "--local-rate", "0.03", "--local-epochs", "10"]
+    options = ["--clients", "10", "--model", "logistic", "--rounds", "4", "--local-rate", "0.03"]
     assert main(["run", *QUICK, *options, "--data", "diabetes", "--out", str(folder)]) == 0
     return folder
 
