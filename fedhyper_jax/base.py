@@ -9,7 +9,7 @@ FedHyper-CL multiplies a gradient with a pseudo-gradient and can.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import jax
 from jaxtyping import Array, Float, Int
@@ -78,35 +78,113 @@ class ServerState:
     previous_params: PyTree = ()
 
 
+class Number(NamedTuple):
+    """How a number of a round is summed up over the rounds of a run, and told to people.
+
+    Attributes:
+      meaning: what it is.
+      over_rounds: "total" where a run's summary adds it up, "last" where the last round's stands for the run, "each"
+        where it is of its round alone.
+      remark: what follows a total > 0 among the remarks of a table; empty where it deserves none.
+      note: the same as a sentence below the summary of one run.
+    """
+
+    meaning: str
+    over_rounds: str = "each"
+    remark: str = ""
+    note: str = ""
+
+
+def _each(meaning: str) -> Number:
+    return Number(meaning)
+
+
+def _last(meaning: str) -> Number:
+    return Number(meaning, "last")
+
+
+def _total(meaning: str, remark: str = "", note: str = "") -> Number:
+    return Number(meaning, "total", remark, note)
+
+
+_Count = Int[Array, ""]
+_Value = Float[Array, ""]
+
+
 class RoundInfo(NamedTuple):
     """Everything observed in one round; none of it is needed by the next. All fields are scalars.
 
-    Where a round has no participants, the summaries over participants are NaN.
+    Records of a run, their summaries, tables and pictures take names and meaning from here (`ROUND_NUMBERS`), so that
+    a new number is a field here and its line in ``engine/observe.py``. Where a round has no participants, the summaries
+    over participants are NaN.
     """
 
-    round: Int[Array, ""]  # number of this round, from 0
-    global_rate: Float[Array, ""]  # α^t as used
-    local_rate: Float[Array, ""]  # β^t as broadcast
-    inner_product: Float[Array, ""]  # ⟨Δ^t, Δ^{t-1}⟩, or ⟨Δ^t, u^{t-1}⟩ with inner_product="applied"
-    pseudo_gradient_norm: Float[Array, ""]  # ‖Δ^t‖
-    client_rate_min: Float[Array, ""]  # final β_m over the participants
-    client_rate_median: Float[Array, ""]
-    client_rate_max: Float[Array, ""]
-    global_rate_updates: Int[Array, ""]  # updates of α by an adaptive rule this round (0 or 1)
-    global_rate_clipped: Int[Array, ""]  # of these, how many lay outside the bounds before clipping
-    local_rate_updates: Int[Array, ""]  # updates of β by adaptive rules, on the server and on the participants
-    local_rate_clipped: Int[Array, ""]
-    non_finite_products: Int[Array, ""]  # inner products that were not finite, and so moved no rate
-    client_loss: Float[Array, ""]  # mean training loss over the participants' examples seen, at their current iterates
-    participants: Int[Array, ""]  # clients whose update entered the average
-    left_out: Int[Array, ""]  # clients that trained and are left out: update, loss or rate not finite
-    not_started: Int[Array, ""]  # clients of the cohort that failed before their work
-    lost: Int[Array, ""]  # clients whose update did not arrive
-    taken_back: Int[Array, ""]  # 1 where the guard took the round back, else 0
-    local_steps: Int[Array, ""]  # local steps taken by the participants
-    examples: Float[Array, ""]  # examples those steps visited, with repetition
-    bytes_up: Float[Array, ""]  # from all participants: updates, and what terms and rules ask for
-    bytes_down: Float[Array, ""]  # to all that started: parameters, rate, Δ^{t-1} where needed, and what terms send
+    round: Annotated[_Count, _each("number of this round, from 0")]
+    global_rate: Annotated[_Value, _last("α^t as used")]
+    local_rate: Annotated[_Value, _each("β^t as broadcast")]
+    inner_product: Annotated[_Value, _each("⟨Δ^t, Δ^{t-1}⟩, or ⟨Δ^t, u^{t-1}⟩ with inner_product='applied'")]
+    pseudo_gradient_norm: Annotated[_Value, _each("‖Δ^t‖")]
+    client_rate_min: Annotated[_Value, _each("smallest final β_m of the participants")]
+    client_rate_median: Annotated[_Value, _last("median final β_m of the participants")]
+    client_rate_max: Annotated[_Value, _each("largest final β_m of the participants")]
+    global_rate_updates: Annotated[_Count, _total("updates of α by an adaptive rule this round (0 or 1)")]
+    global_rate_clipped: Annotated[_Count, _total("of these, how many lay outside the bounds before clipping")]
+    local_rate_updates: Annotated[_Count, _total("updates of β by adaptive rules, on the server and on participants")]
+    local_rate_clipped: Annotated[_Count, _total("of these, how many lay outside the bounds before clipping")]
+    client_loss: Annotated[
+        _Value, _each("mean training loss over the participants' examples seen, at their current iterates")
+    ]
+    participants: Annotated[_Count, _total("clients whose update entered the average")]
+    left_out: Annotated[
+        _Count,
+        _total(
+            "clients that trained and are left out: update, loss or rate not finite",
+            "client updates left out",
+            "client updates were not finite and left out of the average",
+        ),
+    ]
+    not_started: Annotated[
+        _Count,
+        _total(
+            "clients of the cohort that failed before their work",
+            "clients did not start",
+            "clients of the cohorts failed before their work",
+        ),
+    ]
+    lost: Annotated[
+        _Count,
+        _total("clients whose update did not arrive", "client updates lost", "client updates did not arrive"),
+    ]
+    taken_back: Annotated[
+        _Count,
+        _total("1 where the guard took the round back, else 0", "rounds taken back", "rounds were taken back"),
+    ]
+    non_finite_products: Annotated[
+        _Count,
+        _total(
+            "inner products that were not finite, and so moved no rate",
+            "products not finite",
+            "inner products were not finite and moved no rate",
+        ),
+    ]
+    local_steps: Annotated[_Count, _total("local steps taken by the participants")]
+    examples: Annotated[_Value, _total("examples those steps visited, with repetition")]
+    bytes_up: Annotated[_Value, _total("from all participants: updates, and what terms and rules ask for")]
+    bytes_down: Annotated[
+        _Value, _total("to all that started: parameters, rate, Δ^{t-1} where needed, and what terms send")
+    ]
+
+
+ROUND_NUMBERS: dict[str, Number] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(RoundInfo, include_extras=True).items()
+}
+"""Every field of `RoundInfo` with its `Number`."""
+
+SHARES: dict[str, tuple[str, str]] = {
+    "global_clipped_share": ("global_rate_clipped", "global_rate_updates"),
+    "local_clipped_share": ("local_rate_clipped", "local_rate_updates"),
+}
+"""Shares that records and summaries derive: of which total they are, and in which."""
 
 
 def no_diagnosis(state: ServerState, data: Any) -> None:

@@ -47,12 +47,14 @@ from fedhyper_jax.data.procedural import (
     ProceduralData,
     Recipe,
     examples_of_strangers,
+    load_procedural_logistic,
     procedural_clients,
     procedural_logistic,
 )
 from fedhyper_jax.data.report import PartitionReport, partition_report, plot_partition
-from fedhyper_jax.data.sources import LOADERS, load, load_digits, load_fashion_mnist, load_mnist
+from fedhyper_jax.data.sources import LOADERS, load, load_diabetes, load_digits, load_fashion_mnist, load_mnist
 from fedhyper_jax.data.synthetic import QuadraticProblem, quadratic_clients, quadratic_loss, synthetic_logistic
+from fedhyper_jax.data.text import synthetic_text
 
 __all__ = [
     "LOADERS",
@@ -83,9 +85,11 @@ __all__ = [
     "hold_out",
     "iid",
     "load",
+    "load_diabetes",
     "load_digits",
     "load_fashion_mnist",
     "load_mnist",
+    "load_procedural_logistic",
     "load_tfds",
     "local_epochs",
     "local_steps",
@@ -103,4 +107,5 @@ __all__ = [
     "shards",
     "sources",
     "synthetic_logistic",
+    "synthetic_text",
 ]

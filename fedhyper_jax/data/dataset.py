@@ -4,35 +4,52 @@ import dataclasses
 
 import numpy as np
 
+from fedhyper_jax.data.federated import ClientData
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Dataset:
-    """A classification set before it is divided over clients.
+    """A set of examples before it is divided over clients.
 
     Attributes:
       name: of the set.
-      train: training examples, ``"x"`` (N, *input_shape) float32 and ``"y"`` (N,) int32 in [0, num_classes).
+      train: training examples, ``"x"`` (N, *input_shape) and ``"y"``: for classification (N,) int32 in
+        [0, num_classes); for next_symbol (N, length) int32 likewise, each the symbol after that of ``"x"``; for
+        regression (N, outputs) float32.
       test: test examples, likewise.
-      num_classes: number of labels.
+      num_classes: number of labels or of symbols; None for regression.
       input_shape: shape of one input; images are height, width, channels.
       source: where these arrays came from and what was done to them.
+      task: what is learned: "classification", "next_symbol" or "regression".
       train_client_ids: (N,) owner of each training example, where the set knows its users; else None.
       test_client_ids: owner of each test example, likewise.
+      clients: the clients themselves where they are made on demand, and are not to be divided; ``train`` then holds a
+        few examples of such clients, for their shapes.
     """
 
     name: str
     train: dict[str, np.ndarray]
     test: dict[str, np.ndarray]
-    num_classes: int
+    num_classes: int | None
     input_shape: tuple[int, ...]
     source: str
+    task: str = "classification"
     train_client_ids: np.ndarray | None = None
     test_client_ids: np.ndarray | None = None
+    clients: ClientData | None = None
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether every training example has one integer label, by which it can be divided."""
+        return self.train["y"].ndim == 1 and self.train["y"].dtype.kind in "iu"
 
     def __repr__(self) -> str:
+        number = f"{len(self.train['y'])} training" if self.clients is None else f"{self.clients.population} clients'"
+        kinds = {"classification": "classes", "next_symbol": "symbols"}
+        targets = f"{self.num_classes} {kinds[self.task]}" if self.task in kinds else "numbers to predict"
         return (
-            f"<Dataset {self.name}: {len(self.train['y'])} training and {len(self.test['y'])} test examples of shape "
-            f"{self.input_shape}, {self.num_classes} classes; {self.source}>"
+            f"<Dataset {self.name}: {number} and {len(self.test['y'])} test examples of shape "
+            f"{self.input_shape}, {targets}; {self.source}>"
         )
 
 

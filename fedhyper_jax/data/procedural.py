@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from fedhyper_jax import _validate
 from fedhyper_jax.base import Batch, PyTree
+from fedhyper_jax.data.dataset import Dataset
 from fedhyper_jax.data.federated import ClientView
 
 _BLOCK = 65_536
@@ -201,6 +202,35 @@ def procedural_logistic(
         "heterogeneity": jnp.float32(heterogeneity),
     }
     return procedural_clients(_LOGISTIC, population, max_examples=max_examples, shared=shared, seed=seed)
+
+
+def load_procedural_logistic(num_clients: int = 1_000_000, *, test_examples: int = 2000, seed: int = 0) -> Dataset:
+    """The clients of `procedural_logistic` with a test set of strangers, see `examples_of_strangers`.
+
+    Args:
+      num_clients: population.
+      test_examples: number of strangers with an example each.
+      seed: of the data.
+
+    Returns:
+      A `Dataset` whose ``clients`` are made on demand.
+
+    Example:
+      >>> dataset = load_procedural_logistic(1000, test_examples=3)
+      >>> dataset.clients.population, dataset.test["x"].shape
+      (1000, (3, 64))
+    """
+    clients = procedural_logistic(num_clients, seed=seed)
+    test = {name: np.asarray(array) for name, array in examples_of_strangers(clients, test_examples).items()}
+    return Dataset(
+        name="procedural_logistic",
+        train={name: array[:1] for name, array in test.items()},
+        test=test,
+        num_classes=clients.shared["weights"].shape[1],
+        input_shape=test["x"].shape[1:],
+        source=f"clients made on demand, seed {seed}; tested on clients outside of the federation",
+        clients=clients,
+    )
 
 
 def _logistic_size(key, shared):

@@ -1,4 +1,4 @@
-"""Named data sets: scikit-learn's digits, Fashion-MNIST and MNIST from IDX files or TFDS, CIFAR from TFDS."""
+"""Named data sets: scikit-learn's, Fashion-MNIST and MNIST from IDX files or TFDS, CIFAR from TFDS, made-up ones."""
 
 import functools
 import os
@@ -12,7 +12,9 @@ from fedhyper_jax import _validate
 from fedhyper_jax.data import _idx
 from fedhyper_jax.data._tfds import load_tfds
 from fedhyper_jax.data.dataset import Dataset, pixels
+from fedhyper_jax.data.procedural import load_procedural_logistic
 from fedhyper_jax.data.synthetic import synthetic_logistic
+from fedhyper_jax.data.text import synthetic_text
 
 # variable: of the environment, names the folder; title: torchvision's folder; mean, std: of the training pixels
 _SPECIFIC = {
@@ -66,6 +68,43 @@ def load_digits() -> Dataset:
         num_classes=10,
         input_shape=(8, 8, 1),
         source="scikit-learn's digits, pixels / 16",
+    )
+
+
+def load_diabetes() -> Dataset:
+    """The 442 patients of the diabetes study that ship with scikit-learn, no network needed: a regression.
+
+    Ten measurements (age, sex, body mass index, blood pressure, six of blood serum) predict how far the disease has
+    gone a year later. Inputs and target are standardised by mean and standard deviation of the training patients. The
+    split is fixed whatever the seed of a run: every fifth patient in the file's order is a test example.
+
+    Returns:
+      A `Dataset` for the task "regression" with inputs (10,) and targets (1,).
+
+    Example:
+      >>> load_diabetes()
+      <Dataset diabetes: 354 training and 88 test examples of shape (10,), numbers to predict; ...>
+
+    Reference: Efron, Hastie, Johnstone, Tibshirani, "Least Angle Regression", Annals of Statistics 32 (2004)
+    """
+    from sklearn.datasets import load_diabetes as load
+
+    x, y = load(return_X_y=True, scaled=False)
+    in_test = np.arange(len(y)) % 5 == 4
+
+    def standardised(array: np.ndarray) -> np.ndarray:
+        mean, std = array[~in_test].mean(axis=0), array[~in_test].std(axis=0)
+        return ((array - mean) / std).astype(np.float32)
+
+    x, y = standardised(x), standardised(y[:, None])
+    return Dataset(
+        name="diabetes",
+        train={"x": x[~in_test], "y": y[~in_test]},
+        test={"x": x[in_test], "y": y[in_test]},
+        num_classes=None,
+        input_shape=(10,),
+        source="scikit-learn's diabetes, standardised",
+        task="regression",
     )
 
 
@@ -192,9 +231,12 @@ LOADERS: dict[str, Callable[..., Dataset]] = {
     "mnist": load_mnist,
     "cifar10": functools.partial(load_tfds, "cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
     "cifar100": functools.partial(load_tfds, "cifar100", mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
+    "diabetes": load_diabetes,
     "synthetic_logistic": synthetic_logistic,
+    "synthetic_text": synthetic_text,
+    "procedural_logistic": load_procedural_logistic,
 }
-"""Loaders by name; each returns a `Dataset`."""
+"""Loaders by name; each returns a `Dataset`. Those that take ``num_clients`` make their clients, whatever number."""
 
 
 def load(name: str, **settings: Any) -> Dataset:

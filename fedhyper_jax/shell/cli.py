@@ -17,7 +17,16 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from fedhyper_jax.engine import IdleCoresWarning
-from fedhyper_jax.shell.config import COMMANDS, CompareConfig, Config, ConfigError, DataConfig, RunConfig, load_config
+from fedhyper_jax.shell.config import (
+    COMMANDS,
+    CompareConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    RunConfig,
+    load_config,
+    one_line,
+)
 from fedhyper_jax.shell.presets import PRESETS, preset_config
 
 HELP = """\
@@ -39,6 +48,8 @@ commands:
 
 examples:
   fedhyper compare --preset demo
+  fedhyper run --data synthetic_text --model char_lstm --hidden 64 --local-rate 1
+  fedhyper run --data diabetes --model logistic --clients 30
   fedhyper compare --data fashion_mnist --local-rates 0.001 0.01
   fedhyper run --method G+SL --local-rate 0.01 --rounds 100 --out runs/first
   fedhyper run --method fedprox+G --options proximal_weight 0.01
@@ -267,17 +278,17 @@ def _plot(arguments: Sequence[str]) -> None:
 
 def _data(arguments: Sequence[str]) -> None:
     parsed = _parse(_Data, arguments, "data", None)
-    from fedhyper_jax.shell.experiment import build_partition, one_line
+    from fedhyper_jax.shell.datasets import build_partition, describe
 
     if parsed.list:
         for name, state in _known_data():
             print(f"{name}: {state}")
         return
-    from fedhyper_jax.data import partition_report, plot_partition
+    from fedhyper_jax.data import plot_partition
 
     try:
         dataset, partition = build_partition(parsed.data)
-        report = partition_report(partition, dataset.train["y"])
+        report = describe(dataset, partition)
         if parsed.out is not None:
             pathlib.Path(parsed.out).absolute().parent.mkdir(parents=True, exist_ok=True)
             plot_partition(report, parsed.out)
@@ -315,7 +326,6 @@ def _bench(arguments: Sequence[str]) -> None:
     parsed = _parse(_Bench, arguments, "bench", None)
     from fedhyper_jax.shell import launch
     from fedhyper_jax.shell.bench import JOBS, bench, check_bench, print_bench
-    from fedhyper_jax.shell.experiment import one_line
 
     if parsed.list:
         for name, job in JOBS.items():
@@ -352,7 +362,8 @@ def _known_data() -> list[tuple[str, str]]:
     from fedhyper_jax.data import LOADERS, sources
 
     tfds = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
-    states = {"digits": "here (ships with scikit-learn)", "synthetic_logistic": "here (made up on demand)"}
+    states = {name: "here (ships with scikit-learn)" for name in ("digits", "diabetes")}
+    states |= {name: "here (made up on demand)" for name in LOADERS if name.startswith(("synthetic", "procedural"))}
     for name in LOADERS:
         if name in states:
             continue

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from fedhyper_jax.engine import Progress, place, sweep, wait_for_all
 from fedhyper_jax.shell.cache import cache_use
 from fedhyper_jax.shell.config import CompareConfig, ConfigError, GridConfig
-from fedhyper_jax.shell.experiment import Experiment, build_experiment, choose_strategy
+from fedhyper_jax.shell.experiment import Experiment, build_experiment
 from fedhyper_jax.shell.plots import plot_folder
 from fedhyper_jax.shell.progress import ProgressBar, chunk_length
 from fedhyper_jax.shell.records import (
@@ -27,6 +27,8 @@ from fedhyper_jax.shell.records import (
     write_summary,
 )
 from fedhyper_jax.shell.report import summarise_cells, summarise_records
+from fedhyper_jax.shell.strategy import choose_strategy
+from fedhyper_jax.tasks import Measure
 
 
 def compare(
@@ -78,11 +80,7 @@ def compare(
         "local_rates": list(grid.local_rates),
         "seeds": list(grid.seed_list),
         "rounds": rounds,
-        "target_accuracy": config.run.target_accuracy,
-        "data": experiment.dataset.name,
-        "data_source": experiment.dataset.source,
-        "num_classes": experiment.dataset.num_classes,
-        "partition_digest": experiment.partition.digest,
+        **experiment.facts,
         "environment": environment(),
     }
     if first:
@@ -111,7 +109,7 @@ def compare(
     if jax.process_count() > 1:
         order_records(folder, grid.methods)
     plot_folder(folder)
-    cells = summarise_comparison(read_records(folder), config, experiment.dataset.num_classes)
+    cells = summarise_comparison(read_records(folder), config, experiment.task.measure)
     summary = {
         "status": "finished",
         "cells": cells,
@@ -141,11 +139,12 @@ def _sweep_method(method: str, config: CompareConfig, experiment: Experiment, st
         {"local_rate": jnp.asarray(grid.local_rates)},
         jnp.stack([key for _, key in starts]),
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *[params for params, _ in starts]),
-        place(strategy, experiment.data),
+        place(strategy, experiment.task.data),
         cohort_size=config.run.cohort_size,
         evaluate=experiment.evaluate,
         evaluation_data=place(strategy, experiment.evaluation_data),
         eval_every=config.run.eval_every,
+        participation=experiment.participation,
     )
 
 
@@ -160,11 +159,10 @@ def _record(method: str, grid: GridConfig, folder: pathlib.Path, done: Progress)
     append_records(folder, records)
 
 
-def summarise_comparison(records: list[Record], config: CompareConfig, num_classes: int) -> list[dict[str, Any]]:
+def summarise_comparison(records: list[Record], config: CompareConfig, measure: Measure) -> list[dict[str, Any]]:
     """The summaries of all cells from the records alone."""
-    target = config.run.target_accuracy
     cells = {
-        cell: [summarise_records(run, target, num_classes) for run in runs.values()]
+        cell: [summarise_records(run, measure) for run in runs.values()]
         for cell, runs in group_records(records).items()
     }
-    return summarise_cells(cells, config.run.rounds)
+    return summarise_cells(cells, config.run.rounds, measure)

@@ -20,16 +20,28 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message is one line and names the remedy."""
 
 
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line; indented lines become a list with commas."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ", ".join(lines).replace(":, ", ": ")
+
+
+AUTO = "auto"
+"""The strategy that is chosen by timing throw-away rounds."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which data, and how they are divided over the clients."""
 
     name: Annotated[str, tyro.conf.arg(name="data")] = "digits"
-    """digits, fashion_mnist, mnist, cifar10, cifar100 or synthetic_logistic."""
+    """Images: digits, fashion_mnist, mnist, cifar10 or cifar100. Vectors: synthetic_logistic; procedural_logistic makes
+    its clients when they are drawn. Text: synthetic_text. Regression: diabetes."""
     clients: int = 100
     """Number of clients."""
-    partitioner: str = "dirichlet"
-    """dirichlet, iid, shards, quantity_skew or by_user."""
+    partitioner: str | None = None
+    """dirichlet, iid, shards, quantity_skew or by_user. None: by_user where the data set knows its clients, dirichlet
+    where its examples have labels, else iid."""
     alpha: float = 0.5
     """Of dirichlet: concentration; small is skewed."""
     shards_per_client: int = 2
@@ -45,7 +57,7 @@ class DataConfig:
     hold_out: float = 0.0
     """Fraction of each client's examples kept for evaluating clients; 0 evaluates them on what they train on."""
     evaluate_clients: bool = True
-    """Whether the accuracy over clients is measured besides that on the test set."""
+    """Whether the clients are evaluated one by one besides the test set; not with procedural_logistic."""
     source: Annotated[str | None, tyro.conf.arg(name="data-source")] = None
     """Of fashion_mnist and mnist: idx, tfds or auto."""
     folder: Annotated[str | None, tyro.conf.arg(name="data-folder")] = None
@@ -57,9 +69,13 @@ class ModelConfig:
     """Which model. Settings left out take the model's own defaults."""
 
     name: Annotated[str, tyro.conf.arg(name="model")] = "mlp"
-    """logistic, mlp, cnn or resnet18."""
+    """logistic, mlp, cnn or resnet18; char_lstm for text."""
     hidden: tuple[int, ...] | None = None
-    """Of mlp and cnn: sizes of the hidden dense layers."""
+    """Of mlp and cnn: sizes of the hidden dense layers; of char_lstm: size of each of its layers, one number."""
+    embedding: int | None = None
+    """Of char_lstm: size of a character's vector."""
+    layers: int | None = None
+    """Of char_lstm: number of layers."""
     channels: tuple[int, ...] | None = None
     """Of cnn: outputs of each convolution."""
     kernel_size: int | None = None
@@ -104,7 +120,8 @@ class MethodSettings:
     decay_factor: float | None = None
     """Of decay_global and decay_local: factor a round; None: the method's own default, 0.995."""
     options: dict[str, float | str] = dataclasses.field(default_factory=dict)
-    """Other options of the methods, name and value by turns: proximal_weight 0.01; the value None takes one back."""
+    """Other options of the methods; names and values alternate: proximal_weight 0.01. The value None removes an option
+    that the configuration file or the preset sets."""
     server_optimizer: str = "sgd"
     """sgd, momentum, adam, adam_corrected, adagrad, yogi, dog or mechanic; the global rate multiplies its update."""
     server_optimizer_rate: float | None = None
@@ -135,8 +152,9 @@ class RunSettings:
     """Clients a round."""
     eval_every: int = 1
     """Rounds from one evaluation to the next."""
-    target_accuracy: float = 0.8
-    """Rounds are counted until the mean of three evaluations in a row reaches it."""
+    target: float | None = None
+    """Rounds are counted until the mean of three evaluations in a row reaches this accuracy (or error, of a
+    regression). None: the task's own, 0.8 for classification."""
     strategy: str = "auto"
     """How clients are run, which changes speed only: vectorized, sequential, chunked(c), debug; auto times them."""
     out: str | None = None
@@ -149,6 +167,21 @@ class SimulationConfig(RunSettings):
 
     seed: int = 0
     """Of the initial parameters, the cohorts and the batches."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeploymentConfig:
+    """What is not perfect in a deployment, and what is done about it; by default nothing."""
+
+    availability: float = 0.0
+    """Spread of the clients' availability: a client is drawn in proportion to the exponential of this times a standard
+    normal number of its own, which comes from partition_seed. 0 draws all clients alike."""
+    dropout: float = 0.0
+    """Probability that a client that was drawn does not start."""
+    lost_updates: float = 0.0
+    """Probability that the update of a client that did its work does not arrive."""
+    rollback: float | None = None
+    """Take a round back whose training loss exceeds this many times (> 1) that of the last round that counted."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,6 +216,7 @@ class RunConfig:
     work: WorkConfig = WorkConfig()
     method: MethodConfig = MethodConfig()
     run: SimulationConfig = SimulationConfig()
+    deployment: DeploymentConfig = DeploymentConfig()
 
     @property
     def folder(self) -> str:
@@ -204,6 +238,7 @@ class CompareConfig:
     work: WorkConfig = WorkConfig()
     method: MethodSettings = MethodSettings()
     run: RunSettings = RunSettings()
+    deployment: DeploymentConfig = DeploymentConfig()
     compare: GridConfig = GridConfig()
 
     @property
@@ -215,9 +250,6 @@ class CompareConfig:
 Config = RunConfig | CompareConfig
 COMMANDS: dict[str, type] = {"run": RunConfig, "compare": CompareConfig}
 """Configurations by the command that takes them; a file says which it is for in its first line."""
-
-_ONCE_WRITTEN = {"hyper_rate": 1.0, "global_bounds": "absolute", "local_bounds": "relative", "decay_factor": 0.995}
-"""What files from before there was a table of options state whatever the method."""
 
 
 def command_of(config: Config) -> str:
@@ -268,17 +300,9 @@ def from_toml(text: str, command: str | None = None, *, source: str = "the confi
     if command is not None and named != command:
         raise ConfigError(f"{source} is a configuration of `fedhyper {named}`, not of `fedhyper {command}`")
     try:
-        return from_table(COMMANDS[named], _without_once_written(table))
+        return from_table(COMMANDS[named], table)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None
-
-
-def _without_once_written(table: dict[str, Any]) -> dict[str, Any]:
-    """The table less the defaults that older files state for methods that do not take them."""
-    method = table.get("method")
-    if not isinstance(method, dict) or "options" in method or not set(_ONCE_WRITTEN) <= set(method):
-        return table
-    return {**table, "method": {key: value for key, value in method.items() if _ONCE_WRITTEN.get(key) != value}}
 
 
 def load_config(path: str | os.PathLike, command: str | None = None) -> Config:

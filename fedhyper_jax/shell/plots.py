@@ -1,12 +1,12 @@
 """Pictures of a run or of a comparison, drawn from its folder alone. No pyplot: no backend, no global state.
 
-The numbers come from ``metrics.jsonl``; ``config.toml`` adds names, bounds and the target.
+The numbers come from ``metrics.jsonl``; ``config.toml`` adds names, ``summary.json`` the metric and the rates' bounds.
 """
 
 import os
 import pathlib
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,9 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from fedhyper_jax.methods import method_options, resolve_bounds
+from fedhyper_jax.base import SHARES
 from fedhyper_jax.shell.config import Config, ConfigError, RunConfig, load_config
-from fedhyper_jax.shell.records import CONFIG, PLOTS, Record, column, group_records, read_records
+from fedhyper_jax.shell.records import CONFIG, PLOTS, Record, column, group_records, read_records, read_summary
+from fedhyper_jax.shell.report import target_text
+from fedhyper_jax.tasks import Measure
 
 # Okabe and Ito's colours, told apart with any colour vision; FedAvg, the baseline, in black and drawn dashed.
 _STYLES = {
@@ -74,9 +76,19 @@ class Line(NamedTuple):
 class Marks(NamedTuple):
     """What is drawn besides the records."""
 
-    target: float | None  # accuracy
-    global_bounds: tuple[float, float] | None
-    local_bounds: tuple[float, float] | None
+    measure: Measure | None  # None: the folder does not say; it is an accuracy then
+    global_bounds: list[float | None] | None
+    local_bounds: list[float | None] | None
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric that is drawn."""
+        return "accuracy" if self.measure is None else self.measure.name
+
+    @property
+    def title(self) -> str:
+        """Of the panel of the metric."""
+        return f"Test {self.metric.replace('_', ' ')}"
 
 
 def plot_folder(folder: str | os.PathLike) -> list[pathlib.Path]:
@@ -86,8 +98,9 @@ def plot_folder(folder: str | os.PathLike) -> list[pathlib.Path]:
       folder: the run folder.
 
     Returns:
-      The files written. Of a run: ``accuracy``, ``global_rate``, ``local_rates``, ``inner_product``, ``clipped_share``
-      and ``overview``. Of a comparison: ``overview`` and one ``rate_…`` an initial local rate.
+      The files written. Of a run: one named by its metric (such as ``accuracy``), ``global_rate``, ``local_rates``,
+      ``inner_product``, ``clipped_share`` and ``overview``. Of a comparison: ``overview`` and one ``rate_…`` an initial
+      local rate.
 
     Raises:
       ConfigError: not a run folder, no record in it yet, or no place for the pictures.
@@ -98,7 +111,8 @@ def plot_folder(folder: str | os.PathLike) -> list[pathlib.Path]:
         config = load_config(folder / CONFIG)
     except ConfigError:  # of another version: the numbers can be drawn all the same
         config = None
-    figures = (_comparison_figures if "method" in records[0] else _run_figures)(records, config)
+    summary = read_summary(folder)
+    figures = (_comparison_figures if "method" in records[0] else _run_figures)(records, config, summary)
     paths = []
     try:
         (folder / PLOTS).mkdir(exist_ok=True)
@@ -114,44 +128,29 @@ def plot_folder(folder: str | os.PathLike) -> list[pathlib.Path]:
     return paths
 
 
-def _marks(config: Config | None, local_rate: float | None) -> Marks:
-    if config is None:
-        return Marks(None, None, None)
-    return Marks(
-        target=config.run.target_accuracy,
-        global_bounds=_bounds(config, "global_bounds", config.method.global_rate),
-        local_bounds=_bounds(config, "local_bounds", local_rate),
-    )
+def _marks(summary: dict[str, Any], local_rate: float | None = None) -> Marks:
+    """The metric, and the bounds of the runs from a local rate (of all if None); none where methods differ in them."""
+    own = [bounds for bounds in summary.get("rate_bounds", []) if local_rate in (None, bounds["initial_local_rate"])]
+    common = {}
+    for rate in ("global", "local"):
+        found = {tuple(bounds[rate]) for bounds in own if bounds[rate] is not None}
+        common[rate] = list(found.pop()) if len(found) == 1 else None
+    measure = Measure(**summary["metric"]) if "metric" in summary else None
+    return Marks(measure, common["global"], common["local"])
 
 
-def _bounds(config: Config, name: str, initial_rate: float | None) -> tuple[float, float] | None:
-    """The bounds that a rate has; None without any, and where methods differ in them."""
-    found = set()
-    for method in (config.method.name,) if isinstance(config, RunConfig) else config.compare.methods:
-        try:
-            options = method_options(method)
-            if name in options:
-                given = getattr(config.method, name)
-                rate = options["global_rate"] if initial_rate is None else initial_rate
-                gamma_name = name.replace("bounds", "gamma")
-                gamma = config.method.options.get(gamma_name, options[gamma_name])
-                found.add(resolve_bounds(options[name] if given is None else given, rate, gamma, name=name))
-        except ValueError:  # an edited configuration: the numbers can be drawn all the same
-            return None
-    return found.pop() if len(found) == 1 else None
-
-
-def _run_figures(records: list[Record], config: RunConfig | None) -> dict[str, Figure]:
+def _run_figures(records: list[Record], config: RunConfig | None, summary: dict[str, Any]) -> dict[str, Figure]:
     lines = [Line("" if config is None else config.method.name, [records])]
-    marks = _marks(config, None if config is None else config.method.local_rate)
+    marks = _marks(summary)
     figures = {}
     for name in _PANELS:
-        figures[name] = Figure(figsize=(6.4, 4.0), layout="constrained")
-        _panel(figures[name].subplots(), name, lines, marks)
+        file = marks.metric if name == "metric" else name
+        figures[file] = Figure(figsize=(6.4, 4.0), layout="constrained")
+        _panel(figures[file].subplots(), name, lines, marks)
     figure = Figure(figsize=(10, 6.2), layout="constrained")
     grid = figure.add_gridspec(2, 6)
     places = {
-        "accuracy": grid[0, 0:3],
+        "metric": grid[0, 0:3],
         "local_rates": grid[0, 3:6],
         "global_rate": grid[1, 0:2],
         "inner_product": grid[1, 2:4],
@@ -165,7 +164,7 @@ def _run_figures(records: list[Record], config: RunConfig | None) -> dict[str, F
     return {**figures, "overview": figure}
 
 
-def _comparison_figures(records: list[Record], config: Config | None) -> dict[str, Figure]:
+def _comparison_figures(records: list[Record], config: Config | None, summary: dict[str, Any]) -> dict[str, Figure]:
     groups = group_records(records)
     methods = list(dict.fromkeys(method for method, _ in groups))
     others = [method for method in methods if method not in _STYLES]
@@ -177,24 +176,26 @@ def _comparison_figures(records: list[Record], config: Config | None) -> dict[st
         ]
         for rate in sorted({rate for _, rate in groups})
     }
+    marks = {rate: _marks(summary, rate) for rate in lines}
     data = "" if config is None else f" on {config.data.name}"
     seeds = max(len(line.runs) for rate in lines for line in lines[rate])
     bands = f"{seeds} seeds: means, bands ± one standard deviation" if seeds > 1 else "one seed"
-    figures = {"overview": _overview(lines, config, f"Accuracy{data} and the rates behind it ({bands})")}
+    metric = _marks(summary).metric.replace("_", " ").capitalize()
+    figures = {"overview": _overview(lines, marks, f"{metric}{data} and the rates behind it ({bands})")}
     for rate, at_rate in lines.items():
         title = f"All methods{data} from local rate {rate!r} ({bands})"
-        figures[f"rate_{rate!r}"] = _rate_figure(at_rate, _marks(config, rate), title)
+        figures[f"rate_{rate!r}"] = _rate_figure(at_rate, marks[rate], title)
     return figures
 
 
-def _overview(lines: dict[float, list[Line]], config: Config | None, title: str) -> Figure:
-    """A row an initial local rate: accuracy, and the local and the global rate behind it."""
+def _overview(lines: dict[float, list[Line]], marks_of: dict[float, Marks], title: str) -> Figure:
+    """A row an initial local rate: the metric, and the local and the global rate behind it."""
     figure = Figure(figsize=(10, 1.1 + 2.8 * len(lines)), layout="constrained")
     panels = figure.subplots(len(lines), 3, squeeze=False, width_ratios=(1.6, 1, 1))
     figure.suptitle(title, fontsize=12)
     for row, (rate, at_rate) in zip(panels, lines.items(), strict=True):
-        marks = _marks(config, rate)
-        _panel(row[0], "accuracy", at_rate, marks, title=f"Test accuracy from local rate {rate!r}")
+        marks = marks_of[rate]
+        _panel(row[0], "metric", at_rate, marks, title=f"{marks.title} from local rate {rate!r}")
         _draw_median_rates(row[1], at_rate, marks)
         _finish(row[1], "Local rate (median client)")
         _panel(row[2], "global_rate", at_rate, marks)
@@ -205,13 +206,13 @@ def _overview(lines: dict[float, list[Line]], config: Config | None, title: str)
 
 
 def _rate_figure(lines: list[Line], marks: Marks, title: str) -> Figure:
-    """Accuracy and global rate; the local rates method by method; inner products and clipped shares."""
-    moving = [line for line in lines if line.moves("local_rate_max") or line.moves("local_rate_min")]
+    """The metric and the global rate; the local rates method by method; inner products and clipped shares."""
+    moving = [line for line in lines if line.moves("client_rate_max") or line.moves("client_rate_min")]
     figure = Figure(figsize=(10, 8.6 if moving else 6.2), layout="constrained")
     figure.suptitle(title, fontsize=12)
     rows = figure.subfigures(3 if moving else 2, 1, height_ratios=(1.2, 0.9, 1.0) if moving else (1.2, 1.0))
     top = rows[0].subplots(1, 2, width_ratios=(1.7, 1))
-    _panel(top[0], "accuracy", lines, marks)
+    _panel(top[0], "metric", lines, marks)
     _panel(top[1], "global_rate", lines, marks)
     if moving:
         for axes, line in zip(rows[1].subplots(1, len(moving), sharey=True, squeeze=False)[0], moving, strict=True):
@@ -228,17 +229,26 @@ def _rate_figure(lines: list[Line], marks: Marks, title: str) -> Figure:
 def _panel(axes: Axes, name: str, lines: list[Line], marks: Marks, title: str | None = None) -> None:
     standard, draw = _PANELS[name]
     draw(axes, lines, marks)
-    note = f" (target {100 * marks.target:g}%)" if name == "accuracy" and marks.target is not None else ""
-    _finish(axes, (title or standard) + note)
+    known = name == "metric" and marks.measure is not None
+    note = f" (target {target_text(marks.measure)})" if known else ""
+    _finish(axes, (title or (marks.title if name == "metric" else standard)) + note)
 
 
-def _draw_accuracy(axes: Axes, lines: list[Line], marks: Marks) -> None:
+def _draw_metric(axes: Axes, lines: list[Line], marks: Marks) -> None:
+    measure = marks.measure
     for line in lines:
-        _mean_and_spread(axes, line, "accuracy")
-    if marks.target is not None:
-        axes.axhline(marks.target, color="#888888", linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
-    axes.set_ylim(0, 1)
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+        _mean_and_spread(axes, line, marks.metric)
+    if measure is not None:
+        axes.axhline(measure.target, color="#888888", linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+    if measure is None or measure.higher_is_better:
+        axes.set_ylim(0, 1)
+    else:
+        # from perfection to a little more than guessing has: what diverges leaves the picture
+        axes.axhline(measure.guessing, color="#888888", linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=1)
+        axes.annotate("guessing", (0.99, measure.guessing), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+        axes.set_ylim(0, 1.2 * measure.guessing)
+    if measure is None or measure.unit == "%":
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
 def _draw_global_rate(axes: Axes, lines: list[Line], marks: Marks) -> None:
@@ -253,8 +263,8 @@ def _draw_global_rate(axes: Axes, lines: list[Line], marks: Marks) -> None:
 def _draw_local_rates(axes: Axes, lines: list[Line], marks: Marks) -> None:
     """The median client (its median over seeds), and the range over all clients of all seeds."""
     for line in lines:
-        rounds, low = line.values("local_rate_min")
-        _, high = line.values("local_rate_max")
+        rounds, low = line.values("client_rate_min")
+        _, high = line.values("client_rate_max")
         if len(rounds):
             smallest, largest = np.nanmin(low, axis=0), np.nanmax(high, axis=0)
             axes.fill_between(rounds, smallest, largest, color=line.style["color"], alpha=0.18, lw=0, label="range")
@@ -262,14 +272,14 @@ def _draw_local_rates(axes: Axes, lines: list[Line], marks: Marks) -> None:
 
 
 def _draw_median_rates(axes: Axes, lines: list[Line], marks: Marks) -> None:
-    for line in _distinct(lines, "local_rate_median"):
-        rounds, median = line.values("local_rate_median")
+    for line in _distinct(lines, "client_rate_median"):
+        rounds, median = line.values("client_rate_median")
         if len(rounds):
             axes.plot(rounds, np.nanmedian(median, axis=0), label=line.label, **line.style)
     axes.set_yscale("log")
     if marks.local_bounds is not None:
         lower, upper = marks.local_bounds
-        if 0 < lower < upper < np.inf:
+        if upper is not None and 0 < lower < upper:
             # rates of methods without bounds may lie outside
             lowest, highest = axes.dataLim.minposy, axes.dataLim.y1
             axes.set_ylim(min(lower / 1.25, lowest), max(upper * 1.25, highest))
@@ -289,11 +299,11 @@ def _distinct(lines: list[Line], name: str) -> list[Line]:
     return [*still.values(), *(line for line in lines if line.moves(name))]
 
 
-def _draw_bounds(axes: Axes, bounds: tuple[float, float] | None) -> None:
+def _draw_bounds(axes: Axes, bounds: list[float | None] | None) -> None:
     """Bounds as dotted lines, where they lie in sight: they do not stretch the axis."""
     low, high = axes.get_ylim()
     for bound in bounds or ():
-        if low <= bound <= high:
+        if bound is not None and low <= bound <= high:
             axes.axhline(bound, color="#888888", linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=1)
 
 
@@ -323,8 +333,8 @@ def _draw_clipped_share(axes: Axes, lines: list[Line], marks: Marks) -> None:
     """Share of a round's rate updates, of both rates and over all seeds, that lay outside the bounds."""
     del marks
     for line in lines:
-        rounds, clipped = _total(line, ("global_rate_clipped", "local_rate_clipped"))
-        _, updates = _total(line, ("global_rate_updates", "local_rate_updates"))
+        rounds, clipped = _total(line, [part for part, _ in SHARES.values()])
+        _, updates = _total(line, [whole for _, whole in SHARES.values()])
         made = updates > 0
         if made.any():
             axes.plot(rounds[made], clipped[made] / updates[made], label=line.label, **line.style)
@@ -335,7 +345,7 @@ def _draw_clipped_share(axes: Axes, lines: list[Line], marks: Marks) -> None:
 
 
 _PANELS: dict[str, tuple[str, Callable[[Axes, list[Line], Marks], None]]] = {
-    "accuracy": ("Test accuracy", _draw_accuracy),
+    "metric": ("", _draw_metric),  # its title is the task's
     "global_rate": ("Global rate", _draw_global_rate),
     "local_rates": ("Local rates: median and range of clients", _draw_local_rates),
     "inner_product": ("Inner product ⟨Δᵗ, Δᵗ⁻¹⟩", _draw_inner_product),
@@ -343,7 +353,7 @@ _PANELS: dict[str, tuple[str, Callable[[Axes, list[Line], Marks], None]]] = {
 }
 
 
-def _total(line: Line, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _total(line: Line, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     parts = [line.values(name) for name in names]
     return parts[0][0], sum(np.nansum(values, axis=0) for _, values in parts)
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedhyper_jax.base import SHARES
 from fedhyper_jax.engine import History
 from fedhyper_jax.shell.config import COMMANDS, Config, ConfigError, to_toml
 
@@ -119,51 +120,23 @@ def history_records(history: History, seconds: float, **labels: Any) -> list[Rec
       **labels: go into each record, first.
 
     Returns:
-      Per round: ``round`` (from 0), ``accuracy`` and ``loss`` on the test set and ``client_accuracy_*`` (None where
-      not evaluated), ``global_rate``, ``local_rate`` as broadcast, ``local_rate_min``, ``_median`` and ``_max`` over
-      the clients' final rates, ``inner_product``, ``global_clipped_share`` and ``local_clipped_share`` (None without
-      updates) with the counts they are made of, clients, work and bytes, and ``seconds``, the rounds' mean.
+      Per round: ``round`` (from 0), what was evaluated (such as ``accuracy`` and ``loss`` on the test set and
+      ``client_accuracy_*``; None where not evaluated), every other number of `RoundInfo` by its name, the `SHARES`
+      (None of nothing), and ``seconds``, the rounds' mean.
     """
     info = history.info
     rounds = len(info.round)
-    names = {name: name.removeprefix("test_") for name in history.evaluation}
     records = []
     for index in range(rounds):
-
-        def get(name, index=index):
-            return plain(getattr(info, name)[index])
-
+        numbers = {name: plain(values[index]) for name, values in zip(info._fields, info, strict=True)}
+        evaluation = {name.removeprefix("test_"): plain(values[index]) for name, values in history.evaluation.items()}
         records.append(
             {
                 **labels,
-                "round": get("round"),
-                **{names[name]: plain(values[index]) for name, values in history.evaluation.items()},
-                "client_loss": get("client_loss"),
-                "global_rate": get("global_rate"),
-                "local_rate": get("local_rate"),
-                "local_rate_min": get("client_rate_min"),
-                "local_rate_median": get("client_rate_median"),
-                "local_rate_max": get("client_rate_max"),
-                "inner_product": get("inner_product"),
-                "pseudo_gradient_norm": get("pseudo_gradient_norm"),
-                "global_clipped_share": share(get("global_rate_clipped"), get("global_rate_updates")),
-                "local_clipped_share": share(get("local_rate_clipped"), get("local_rate_updates")),
-                **{
-                    name: get(name)
-                    for name in (
-                        "global_rate_updates",
-                        "global_rate_clipped",
-                        "local_rate_updates",
-                        "local_rate_clipped",
-                        "non_finite_products",
-                        "participants",
-                        "left_out",
-                        "local_steps",
-                        "examples",
-                        "bytes_up",
-                        "bytes_down",
-                    )
-                },
+                "round": numbers.pop("round"),
+                **evaluation,
+                **numbers,
+                **{name: share(numbers[part], numbers[whole]) for name, (part, whole) in SHARES.items()},
                 "seconds": seconds / rounds,
             }
         )
@@ -240,8 +213,12 @@ def write_summary(folder: str | os.PathLike, summary: dict[str, Any]) -> None:
 
 
 def read_summary(folder: str | os.PathLike) -> dict[str, Any]:
-    """The summary of a run folder."""
-    return json.loads((pathlib.Path(folder) / SUMMARY).read_text(encoding="utf-8"))
+    """The summary of a run folder; empty where there is none that can be read."""
+    try:
+        summary = json.loads((pathlib.Path(folder) / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
 
 
 def environment() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Summaries of records and their tables, and the table of methods."""
+"""Summaries of records, and their tables."""
 
 import math
 import statistics
@@ -9,89 +9,87 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedhyper_jax.base import ROUND_NUMBERS, SHARES
 from fedhyper_jax.shell.records import Record, plain, share
-from fedhyper_jax.tasks import rounds_to_target
+from fedhyper_jax.tasks import Measure, rounds_to_target
 
 WINDOW = 3
-"""Evaluations averaged for a final accuracy and for reaching a target."""
-_COUNTS = ("left_out", "non_finite_products", "bytes_up", "bytes_down", "local_steps", "examples")
+"""Evaluations averaged for a final value and for reaching a target."""
 
 
-def summarise_records(records: Sequence[Record], target: float, num_classes: int) -> dict[str, Any]:
-    """What one run came to.
+def summarise_records(records: Sequence[Record], measure: Measure) -> dict[str, Any]:
+    """A run in numbers.
 
     Args:
       records: of one run, in order of rounds.
-      target: accuracy to reach.
-      num_classes: for telling a run that is no better than guessing.
+      measure: the metric that its task reports first, with the target to reach.
 
     Returns:
-      Rounds, final accuracy (mean of the last three evaluations) and loss (last evaluation), best accuracy, number of
-      evaluations, rounds to the target (None where it was not reached, or with fewer than three evaluations), sums of
-      counts and bytes, clipped shares over all updates, and ``state``: "ok", "near chance" (less than 15 % of the way
-      from guessing to perfection), "collapsed" (it lost a quarter of the accuracy it once had) or "diverged" (either
-      of these with a loss above twice that of guessing, or not finite).
+      Rounds, final value of the metric (mean of the last three evaluations) and loss (last evaluation), best value,
+      number of evaluations, rounds to the target (None where it was not reached, or with fewer than three evaluations),
+      the totals of `RoundInfo`, clipped shares over all updates, and ``state``, see `Measure.state`. Values that are
+      not finite are None.
 
     Example:
+      >>> from fedhyper_jax.tasks import accuracy_of_classes
       >>> records = [{"round": t, "accuracy": 0.5 + t / 10, "loss": 1.0} for t in range(4)]
-      >>> summary = summarise_records(records, target=0.6, num_classes=10)
+      >>> summary = summarise_records(records, accuracy_of_classes(10).with_target(0.6))
       >>> round(summary["final_accuracy"], 6), summary["rounds_to_target"], summary["state"]
       (0.7, 3, 'ok')
     """
-    evaluated = [record for record in records if record.get("accuracy") is not None]
-    accuracies = [record["accuracy"] for record in evaluated]
-    final = statistics.fmean(accuracies[-WINDOW:])
-    totals = {name: sum(record.get(name) or 0 for record in records) for name in _COUNTS}
-    clipped = {
-        rate: share(
-            sum(record.get(f"{rate}_rate_clipped") or 0 for record in records),
-            sum(record.get(f"{rate}_rate_updates") or 0 for record in records),
-        )
-        for rate in ("global", "local")
+    name, prefix, last = measure.name, f"client_{measure.name}_", records[-1]
+    evaluated = [record for record in records if record.get(name) is not None]
+    values = [record[name] for record in evaluated]
+    # The last round is always evaluated: nothing there is a value that was not finite.
+    final = statistics.fmean(values[-WINDOW:]) if evaluated and evaluated[-1] is last else None
+    best, loss = (measure.best(values) if values else None), last.get("loss")
+    totals = {
+        number: sum(record.get(number) or 0 for record in records)
+        for number, facts in ROUND_NUMBERS.items()
+        if facts.over_rounds == "total"
     }
-    last = records[-1]
+    reached = rounds_to_target(
+        [record["round"] for record in evaluated],
+        values,
+        measure.target,
+        window=WINDOW,
+        higher_is_better=measure.higher_is_better,
+    )
     return {
         "rounds": len(records),
-        "final_accuracy": final,
-        "final_loss": evaluated[-1]["loss"],
-        "best_accuracy": max(accuracies),
-        "last_accuracy": accuracies[-1],
-        "client_accuracy": {
-            name.removeprefix("client_accuracy_"): value
-            for name, value in evaluated[-1].items()
-            if name.startswith("client_accuracy_")
+        f"final_{name}": final,
+        "final_loss": loss,
+        f"best_{name}": best,
+        f"last_{name}": last.get(name),
+        f"client_{name}": {key.removeprefix(prefix): value for key, value in last.items() if key.startswith(prefix)},
+        f"target_{name}": measure.target,
+        "evaluations": len(values),
+        "rounds_to_target": reached,
+        "state": measure.state(final=final, best=best, loss=loss),
+        **{
+            f"last_{number}": last.get(number) for number, facts in ROUND_NUMBERS.items() if facts.over_rounds == "last"
         },
-        "target_accuracy": target,
-        "evaluations": len(accuracies),
-        "rounds_to_target": rounds_to_target([record["round"] for record in evaluated], accuracies, target),
-        "state": _state(final, max(accuracies), evaluated[-1]["loss"], num_classes),
-        "last_global_rate": last.get("global_rate"),
-        "last_local_rate": last.get("local_rate_median"),
-        "clipped_share": clipped,
+        **{name: share(totals[part], totals[whole]) for name, (part, whole) in SHARES.items()},
         **totals,
     }
 
 
-def _state(final: float, best: float, loss: float | None, num_classes: int) -> str:
-    guessing = 1 / num_classes
-    chance, collapsed = final < guessing + 0.15 * (1 - guessing), final < 0.75 * best
-    if (chance or collapsed) and (loss is None or loss > 2 * math.log(num_classes)):
-        return "diverged"
-    return "near chance" if chance else "collapsed" if collapsed else "ok"
-
-
-def summarise_cells(cells: dict[tuple[str, float], list[dict[str, Any]]], rounds: int) -> list[dict[str, Any]]:
-    """What the seeds of each method and initial local rate came to together.
+def summarise_cells(
+    cells: dict[tuple[str, float], list[dict[str, Any]]], rounds: int, measure: Measure
+) -> list[dict[str, Any]]:
+    """The seeds of each method and initial local rate together.
 
     Args:
       cells: (method, initial local rate) -> summaries of its runs, one a seed, see `summarise_records`.
       rounds: rounds of every run.
+      measure: the metric that the task reports first.
 
     Returns:
-      A dict per cell. Accuracy is the mean and the sample standard deviation over seeds. Rounds to the target is the
-      median over seeds, where a run that never reaches it counts as infinite; None is a median of infinity. The
-      speed-up is FedAvg's median over the method's, at the same initial rate: ``relation`` is "=", or "≥" where
-      FedAvg's exceeds ``rounds`` and the value is a lower bound, or None where there is nothing to divide.
+      A dict per cell. The metric is the mean and the sample standard deviation over seeds; None where one of them ended
+      at no finite value. Rounds to the target is the median over seeds, where a run that never reaches it counts as
+      infinite; None is a median of infinity. The speed-up is FedAvg's median over the method's, at the same initial
+      rate: ``relation`` is "=", or "≥" where FedAvg's exceeds ``rounds`` and the value is a lower bound, or None where
+      there is nothing to divide.
     """
     medians = {
         cell: statistics.median(
@@ -99,43 +97,47 @@ def summarise_cells(cells: dict[tuple[str, float], list[dict[str, Any]]], rounds
         )
         for cell, runs in cells.items()
     }
-    summaries = []
-    for (method, rate), runs in cells.items():
-        accuracies = [run["final_accuracy"] for run in runs]
-        median, baseline = medians[method, rate], medians.get(("fedavg", rate))
-        if baseline is None or math.isinf(median) or min(run["evaluations"] for run in runs) < WINDOW:
-            speed_up = {"value": None, "relation": None}
-        elif math.isinf(baseline):
-            speed_up = {"value": rounds / median, "relation": "≥"}
-        else:
-            speed_up = {"value": baseline / median, "relation": "="}
-        summaries.append(
-            {
-                "method": method,
-                "initial_local_rate": rate,
-                "final_accuracy": {
-                    "mean": statistics.fmean(accuracies),
-                    "standard_deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-                    "values": accuracies,
-                },
-                "best_accuracy": [run["best_accuracy"] for run in runs],
-                "rounds_to_target": {
-                    "median": plain(float(median)),
-                    "values": [run["rounds_to_target"] for run in runs],
-                    "text": _rounds_text(median, runs, rounds),
-                },
-                "speed_up": speed_up,
-                "states": [run["state"] for run in runs],
-                "clipped_share": {
-                    name: _mean([run["clipped_share"][name] for run in runs]) for name in ("global", "local")
-                },
-                "last_global_rate": [run["last_global_rate"] for run in runs],
-                "last_local_rate": [run["last_local_rate"] for run in runs],
-                "left_out": sum(run["left_out"] for run in runs),
-                "non_finite_products": sum(run["non_finite_products"] for run in runs),
-            }
-        )
-    return summaries
+    return [
+        {
+            "method": method,
+            "initial_local_rate": rate,
+            **_together(runs, measure.name),
+            "rounds_to_target": {
+                "median": plain(float(medians[method, rate])),
+                "values": [run["rounds_to_target"] for run in runs],
+                "text": _rounds_text(medians[method, rate], runs, rounds),
+            },
+            "speed_up": _speed_up(medians[method, rate], medians.get(("fedavg", rate)), runs, rounds),
+        }
+        for (method, rate), runs in cells.items()
+    ]
+
+
+def _together(runs: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """What needs no other cell: the metric ``name``, states, the last rates, shares, and totals worth a remark."""
+    final = [run[f"final_{name}"] for run in runs]
+    finite = None not in final
+    last = [f"last_{number}" for number, facts in ROUND_NUMBERS.items() if facts.over_rounds == "last"]
+    return {
+        f"final_{name}": {
+            "mean": statistics.fmean(final) if finite else None,
+            "standard_deviation": statistics.stdev(final) if finite and len(final) > 1 else None,
+            "values": final,
+        },
+        f"best_{name}": [run[f"best_{name}"] for run in runs],
+        "states": [run["state"] for run in runs],
+        **{key: _mean([run[key] for run in runs]) for key in SHARES},
+        **{key: [run[key] for run in runs] for key in last},
+        **{number: sum(run[number] for run in runs) for number, facts in ROUND_NUMBERS.items() if facts.remark},
+    }
+
+
+def _speed_up(median: float, baseline: float | None, runs: list[dict[str, Any]], rounds: int) -> dict[str, Any]:
+    if baseline is None or math.isinf(median) or min(run["evaluations"] for run in runs) < WINDOW:
+        return {"value": None, "relation": None}
+    if math.isinf(baseline):
+        return {"value": rounds / median, "relation": "≥"}
+    return {"value": baseline / median, "relation": "="}
 
 
 def _mean(values: list[float | None]) -> float | None:
@@ -158,95 +160,127 @@ def speed_up_text(speed_up: dict[str, Any]) -> str:
     return f"{'≥ ' if speed_up['relation'] == '≥' else ''}{speed_up['value']:.1f}×"
 
 
+def value_text(measure: Measure, mean: float | None, spread: float | None = None) -> str:
+    """A value of a metric as tables show it: 71.0 ± 0.9 %, or 0.512 ± 0.013.
+
+    Example:
+      >>> from fedhyper_jax.tasks import accuracy_of_classes
+      >>> value_text(accuracy_of_classes(10), 0.71, 0.009)
+      '71.0 ± 0.9 %'
+    """
+    if mean is None:
+        return "not finite"
+    if measure.unit == "%":
+        return f"{100 * mean:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}") + " %"
+    return f"{mean:.4g}" + ("" if spread is None else f" ± {spread:.2g}") + (f" {measure.unit}" if measure.unit else "")
+
+
+def target_text(measure: Measure) -> str:
+    """The target as titles show it: 80%, or 0.6."""
+    return f"{100 * measure.target:g}%" if measure.unit == "%" else f"{measure.target:.3g}{measure.unit}"
+
+
 def remarks(cell: dict[str, Any]) -> str:
-    """What a reader should know about a cell besides its numbers; empty for a sound one."""
+    """Anything that a reader should know about a cell besides its numbers; empty for a sound one."""
     states, number = cell["states"], len(cell["states"])
     parts = [
         state if states.count(state) == number else f"{state} ({states.count(state)}/{number} seeds)"
         for state in ("diverged", "collapsed", "near chance")
         if state in states
     ]
-    if cell["left_out"]:
-        parts.append(f"{cell['left_out']} client updates left out")
-    if cell["non_finite_products"]:
-        parts.append(f"{cell['non_finite_products']} products not finite")
+    parts += [f"{cell[name]} {facts.remark}" for name, facts in ROUND_NUMBERS.items() if facts.remark and cell[name]]
     return ", ".join(parts)
 
 
 def print_comparison(summary: dict[str, Any], console: Console | None = None) -> None:
     """Prints the tables of a comparison, one an initial local rate, and how to read them."""
     console = console or Console()
-    target, rounds, seeds = summary["target_accuracy"], summary["rounds"], summary["seeds"]
+    measure, rounds, seeds = Measure(**summary["metric"]), summary["rounds"], summary["seeds"]
+    target = target_text(measure)
     for rate in summary["local_rates"]:
-        table = Table(title=f"{summary['data']}, initial local rate {rate!r}", title_justify="left")
-        table.add_column("method")
-        table.add_column("final accuracy", justify="right")
-        table.add_column(f"rounds to {_percent(target)}", justify="right")
-        table.add_column("speed-up", justify="right")
         cells = [cell for cell in summary["cells"] if cell["initial_local_rate"] == rate]
-        if any(map(remarks, cells)):
-            table.add_column("remarks")
-        best = max(cell["final_accuracy"]["mean"] for cell in cells)
-        for cell in cells:
-            accuracy = cell["final_accuracy"]
-            spread = accuracy["standard_deviation"]
-            text = f"{100 * accuracy['mean']:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}") + " %"
-            row = [
-                Text(cell["method"]),
-                Text(text, style="bold" if accuracy["mean"] == best else ""),
-                Text(cell["rounds_to_target"]["text"]),
-                Text(speed_up_text(cell["speed_up"])),
-            ]
-            table.add_row(*row, *([Text(remarks(cell), style="red")] if any(map(remarks, cells)) else []))
-        console.print(table)
+        title = f"{summary['data']}, initial local rate {rate!r}"
+        console.print(_table_of(cells, measure, title=title, target=target))
     number = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
     console.print(
-        f"Final accuracy: mean of the last {WINDOW} evaluations of a run; mean ± standard deviation over {number}. "
-        f"Rounds to {_percent(target)}: first round at which the mean of {WINDOW} evaluations in a row reaches it; "
+        f"Final {measure.title}: mean of the last {WINDOW} evaluations of a run; mean ± standard deviation over "
+        f"{number}. Rounds to {target}: first round at which the mean of {WINDOW} evaluations in a row reaches it; "
         f"median over seeds, never counting as infinite, “> {rounds}” where that is the median. Speed-up: "
         "FedAvg's rounds over the method's, at the same initial local rate; “≥” where FedAvg "
         "never gets there, “-” where the method does not.",
         highlight=False,
         markup=False,
     )
+    if not measure.higher_is_better:
+        console.print(
+            f"Lower is better: the {measure.title} of guessing is {value_text(measure, measure.guessing)}.",
+            highlight=False,
+            markup=False,
+        )
+
+
+def _table_of(cells: list[dict[str, Any]], measure: Measure, *, title: str, target: str) -> Table:
+    """The methods from one initial local rate, the best value in bold."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("method")
+    table.add_column(f"final {measure.title}", justify="right")
+    table.add_column(f"rounds to {target}", justify="right")
+    table.add_column("speed-up", justify="right")
+    any_remarks = any(map(remarks, cells))
+    if any_remarks:
+        table.add_column("remarks")
+    finals = [cell[f"final_{measure.name}"] for cell in cells]
+    known = [final["mean"] for final in finals if final["mean"] is not None]
+    best = measure.best(known) if known else None
+    for cell, final in zip(cells, finals, strict=True):
+        row = [
+            Text(cell["method"]),
+            Text(
+                value_text(measure, final["mean"], final["standard_deviation"]),
+                style="bold" if known and final["mean"] == best else "",
+            ),
+            Text(cell["rounds_to_target"]["text"]),
+            Text(speed_up_text(cell["speed_up"])),
+        ]
+        table.add_row(*row, *([Text(remarks(cell), style="red")] if any_remarks else []))
+    return table
 
 
 def print_run(summary: dict[str, Any], console: Console | None = None) -> None:
     """Prints what a run came to, and what a reader should be wary of."""
     console = console or Console()
-    reached = summary["rounds_to_target"]
+    measure, reached = Measure(**summary["metric"]), summary["rounds_to_target"]
+    final, best = (_precisely(measure, summary[f"{which}_{measure.name}"]) for which in ("final", "best"))
     table = Table(show_header=False)
     rows = {
         "method": f"{summary['method']} from local rate {summary['initial_local_rate']:g}",
         "data": summary["data_source"],
-        f"final accuracy (last {WINDOW} evaluations)": f"{summary['final_accuracy']:.2%}",
-        "best accuracy": f"{summary['best_accuracy']:.2%}",
-        f"rounds to {_percent(summary['target_accuracy'])}": _rounds_text(
+        f"final {measure.title} (last {WINDOW} evaluations)": final,
+        f"best {measure.title}": best,
+        f"rounds to {target_text(measure)}": _rounds_text(
             math.inf if reached is None else reached, [summary], summary["rounds"]
         ),
-        "last rates": f"global {_number(summary['last_global_rate'])}, local {_number(summary['last_local_rate'])}",
+        "last rates": f"global {_number(summary['last_global_rate'])}, "
+        f"local {_number(summary['last_client_rate_median'])}",
         "clipped rate updates": ", ".join(
-            f"{name} {'none made' if value is None else format(value, '.0%')}"
-            for name, value in summary["clipped_share"].items()
+            f"{name.split('_')[0]} {'none made' if summary[name] is None else format(summary[name], '.0%')}"
+            for name in SHARES
         ),
         "bytes": f"{_bytes(summary['bytes_up'])} up, {_bytes(summary['bytes_down'])} down",
     }
+    if not measure.higher_is_better:
+        rows[f"{measure.title} of guessing"] = _precisely(measure, measure.guessing)
     for name, value in rows.items():
         table.add_row(Text(name), Text(value))
     console.print(table)
-    warnings = []
-    if summary["state"] != "ok":
-        warnings.append(f"The run is {summary['state']}: final accuracy {summary['final_accuracy']:.2%}.")
-    if summary["left_out"]:
-        warnings.append(f"{summary['left_out']} client updates were not finite and left out of the average.")
-    if summary["non_finite_products"]:
-        warnings.append(f"{summary['non_finite_products']} inner products were not finite and moved no rate.")
-    for warning in warnings:
-        console.print(Text(f"Note: {warning}", style="red"))
+    notes = [] if summary["state"] == "ok" else [f"The run is {summary['state']}: final {measure.title} {final}."]
+    notes += [f"{summary[name]} {facts.note}." for name, facts in ROUND_NUMBERS.items() if facts.note and summary[name]]
+    for note in notes:
+        console.print(Text(f"Note: {note}", style="red"))
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:g}%"
+def _precisely(measure: Measure, value: float | None) -> str:
+    return f"{value:.2%}" if measure.unit == "%" and value is not None else value_text(measure, value)
 
 
 def _number(value: float | None) -> str:

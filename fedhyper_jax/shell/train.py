@@ -9,7 +9,7 @@ from fedhyper_jax.engine import Progress, parse_strategy, place, run, simulate
 from fedhyper_jax.shell.cache import cache_use
 from fedhyper_jax.shell.checkpoint import save_parameters
 from fedhyper_jax.shell.config import RunConfig
-from fedhyper_jax.shell.experiment import build_experiment, choose_strategy
+from fedhyper_jax.shell.experiment import build_experiment
 from fedhyper_jax.shell.plots import plot_folder
 from fedhyper_jax.shell.progress import ProgressBar, chunk_length
 from fedhyper_jax.shell.records import (
@@ -22,6 +22,7 @@ from fedhyper_jax.shell.records import (
     write_summary,
 )
 from fedhyper_jax.shell.report import summarise_records
+from fedhyper_jax.shell.strategy import choose_strategy
 
 
 def train(
@@ -60,10 +61,7 @@ def train(
         "method": config.method.name,
         "initial_local_rate": config.method.local_rate,
         "seed": config.run.seed,
-        "data": experiment.dataset.name,
-        "data_source": experiment.dataset.source,
-        "num_classes": experiment.dataset.num_classes,
-        "partition_digest": experiment.partition.digest,
+        **experiment.facts,
         "environment": environment(),
     }
     if first:
@@ -74,9 +72,17 @@ def train(
         return experiment.make_algorithm(config.method.name, config.method.local_rate, strategy=strategy)
 
     def one_round(strategy: str):
-        algorithm, data = make_algorithm(strategy), place(strategy, experiment.data)
+        algorithm, data = make_algorithm(strategy), place(strategy, experiment.task.data)
         state = algorithm.init(params)
-        return lambda: simulate(algorithm, key, state, data, rounds=1, cohort_size=config.run.cohort_size)
+        return lambda: simulate(
+            algorithm,
+            key,
+            state,
+            data,
+            rounds=1,
+            cohort_size=config.run.cohort_size,
+            participation=experiment.participation,
+        )
 
     def record(done: Progress) -> None:
         if first:
@@ -91,12 +97,13 @@ def train(
             algorithm,
             key,
             algorithm.init(params),
-            place(strategy, experiment.data),
+            place(strategy, experiment.task.data),
             rounds=config.run.rounds,
             cohort_size=config.run.cohort_size,
             evaluate=experiment.evaluate,
             evaluation_data=place(strategy, experiment.evaluation_data),
             eval_every=config.run.eval_every,
+            participation=experiment.participation,
             rounds_per_chunk=chunk_length(config.run.rounds),
             callbacks=[record, bar],
             compiles=parse_strategy(strategy).compiles,
@@ -105,7 +112,7 @@ def train(
         return {"status": "finished", **origin}
     save_parameters(folder / PARAMETERS, jax.device_get(algorithm.evaluated_params(state)))
     plot_folder(folder)
-    measured = summarise_records(read_records(folder), config.run.target_accuracy, experiment.dataset.num_classes)
+    measured = summarise_records(read_records(folder), experiment.task.measure)
     summary = {
         "status": "finished",
         **measured,

@@ -3,11 +3,23 @@
 from fedhyper_jax.tasks import evaluation, losses, metrics
 from fedhyper_jax.tasks.evaluation import Evaluation, EvaluationData, make_evaluation, rounds_to_target
 from fedhyper_jax.tasks.metrics import check_per_example
+from fedhyper_jax.tasks.task import (
+    Measure,
+    Task,
+    accuracy_of_classes,
+    accuracy_of_symbols,
+    error_of_targets,
+)
 
 __all__ = [
     "Evaluation",
     "EvaluationData",
+    "Measure",
+    "Task",
+    "accuracy_of_classes",
+    "accuracy_of_symbols",
     "check_per_example",
+    "error_of_targets",
     "evaluation",
     "losses",
     "make_evaluation",

@@ -1,7 +1,7 @@
 """Evaluation: jitted, masked, exact whatever the batch size; on the server's test set and client by client."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import jax
@@ -45,18 +45,21 @@ Evaluation = Callable[[Params, EvaluationData], dict[str, Float[Array, ""]]]
 """``evaluate(params, data)``: named scalars."""
 
 
-def make_evaluation(metrics_fn: MetricsFunction, *, batch_size: int = 500) -> Evaluation:
+def make_evaluation(
+    metrics_fn: MetricsFunction, *, batch_size: int = 500, lower_is_better: Collection[str] = ("loss",)
+) -> Evaluation:
     """Makes the evaluation of parameters on `EvaluationData`.
 
     Args:
       metrics_fn: ``(params, batch) -> named values per example``, e.g. `metrics.classification(model)`.
       batch_size: examples at a time; the last batch is masked, so the result does not depend on it.
+      lower_is_better: names of the metrics of which the highest are the worst, such as errors.
 
     Returns:
       ``evaluate(params, data)``. For each metric of ``metrics_fn``, e.g. "accuracy", and as far as the data has them:
       "test_accuracy", the mean over the test set; over clients with examples, each client's own mean counting once,
       "client_accuracy_mean", "client_accuracy_std" (population standard deviation) and "client_accuracy_worst_decile",
-      the mean of the lowest tenth of the clients (rounded up; the highest tenth for a metric named "loss").
+      the mean of the lowest tenth of the clients (rounded up; the highest tenth where lower is better).
 
     Example:
       >>> import jax.numpy as jnp, numpy as np
@@ -70,6 +73,7 @@ def make_evaluation(metrics_fn: MetricsFunction, *, batch_size: int = 500) -> Ev
        'client_accuracy_worst_decile': 0.0}
     """
     _validate.positive_integer(batch_size=batch_size)
+    lower = frozenset(lower_is_better)
 
     def evaluate(params: Params, data: EvaluationData) -> dict[str, Float[Array, ""]]:
         _check_data(data)
@@ -83,7 +87,7 @@ def make_evaluation(metrics_fn: MetricsFunction, *, batch_size: int = 500) -> Ev
             owner = jnp.searchsorted(data.clients.offsets, jnp.arange(len(data.clients.order)), side="right") - 1
             for name, per_example in _per_example(params, data.clients.examples, data.clients.order).items():
                 totals = jax.ops.segment_sum(per_example, owner, num_segments=len(sizes), indices_are_sorted=True)
-                summary = client_summary(totals / jnp.maximum(sizes, 1), sizes > 0, highest_is_worst=name == "loss")
+                summary = client_summary(totals / jnp.maximum(sizes, 1), sizes > 0, highest_is_worst=name in lower)
                 values.update({f"client_{name}_{statistic}": value for statistic, value in summary.items()})
         return values
 
@@ -130,14 +134,17 @@ def client_summary(
     return {"mean": mean, "std": jnp.sqrt(variance), "worst_decile": -worst if highest_is_worst else worst}
 
 
-def rounds_to_target(rounds: Sequence[int], values: Sequence[float], target: float, *, window: int = 3) -> int | None:
+def rounds_to_target(
+    rounds: Sequence[int], values: Sequence[float], target: float, *, window: int = 3, higher_is_better: bool = True
+) -> int | None:
     """Rounds run until the mean of the last ``window`` evaluations first reached ``target``; None if it never did.
 
     Args:
       rounds: numbers (from 0) of the evaluated rounds.
-      values: what was evaluated after each of them; not finite counts as below the target.
+      values: what was evaluated after each of them; not finite counts as missing the target.
       target: the value to reach.
       window: evaluations averaged, so that one lucky evaluation does not count.
+      higher_is_better: whether the target is reached from below, as by an accuracy, or from above, as by an error.
 
     Returns:
       A number of rounds, i.e. one more than the number of the round; with fewer than ``window`` evaluations None.
@@ -149,6 +156,7 @@ def rounds_to_target(rounds: Sequence[int], values: Sequence[float], target: flo
     if len(values) < window:  # np.convolve would swap its arguments
         return None
     sums = np.convolve(np.asarray(values, float), np.ones(window), mode="valid")
-    # Accuracies are float32: three times exactly the target must count.
-    reached = np.flatnonzero(sums / window >= target - 1e-6)
+    sign = 1 if higher_is_better else -1
+    # Evaluations are float32: three times exactly the target must count.
+    reached = np.flatnonzero(sign * (sums / window - target) >= -1e-6)
     return int(rounds[reached[0] + window - 1]) + 1 if len(reached) else None

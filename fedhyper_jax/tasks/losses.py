@@ -44,6 +44,12 @@ def mean_over_positions(values: Float[Array, "batch *positions"]) -> Float[Array
 def squared_error(model: Model) -> LossFunction:
     r"""Half the squared error, summed over the outputs of an example: ``½‖f(w, x) − y‖²``.
 
+    Args:
+      model: its outputs have the shape of the targets, (batch, *shape).
+
+    Raises:
+      ValueError: when called, outputs and targets of different shapes, which would be broadcast.
+
     Example:
       >>> import jax.numpy as jnp
       >>> model = Model(init=None, apply=lambda params, x: x * params)
@@ -52,9 +58,20 @@ def squared_error(model: Model) -> LossFunction:
     """
 
     def example_loss(outputs, targets):
-        return 0.5 * jnp.sum(jnp.square(outputs - targets).reshape(outputs.shape[0], -1), axis=1)
+        return 0.5 * squared_distance(outputs, targets)
 
     return with_model(model, example_loss)
+
+
+def squared_distance(
+    outputs: Float[Array, "batch *shape"], targets: Float[Array, "batch *shape"]
+) -> Float[Array, " batch"]:
+    """``‖outputs − targets‖²`` of each example; refuses shapes that differ, which would be broadcast."""
+    if outputs.shape != targets.shape:
+        raise ValueError(
+            f"outputs and targets must have one shape, got {outputs.shape} and {targets.shape}; reshape the targets"
+        )
+    return jnp.sum(jnp.square(outputs - targets).reshape(outputs.shape[0], -1), axis=1)
 
 
 def with_model(model: Model, example_loss: Callable[[Array, Array], Float[Array, " batch"]]) -> LossFunction:

@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from fedhyper_jax.base import Batch, Model, Params
-from fedhyper_jax.tasks.losses import mean_over_positions
+from fedhyper_jax.tasks.losses import mean_over_positions, squared_distance
 
 MetricsFunction = Callable[[Params, Batch], dict[str, Float[Array, " batch"]]]
 """``metrics_fn(params, batch)``: named values, one per example."""
@@ -68,5 +68,23 @@ def classification(model: Model) -> MetricsFunction:
             "accuracy": mean_over_positions(right.astype(jnp.float32)),
             "loss": mean_over_positions(optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["y"])),
         }
+
+    return metrics_fn
+
+
+def regression(model: Model) -> MetricsFunction:
+    """Squared error of each example, summed over its outputs, and half of it, the loss of `losses.squared_error`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> model = Model(init=None, apply=lambda params, x: x)
+      >>> batch = {"x": jnp.array([[2.0], [0.0]]), "y": jnp.array([[1.0], [3.0]])}
+      >>> regression(model)(None, batch)["squared_error"].tolist()
+      [1.0, 9.0]
+    """
+
+    def metrics_fn(params, batch):
+        error = squared_distance(model.apply(params, batch["x"]), batch["y"])
+        return {"squared_error": error, "loss": 0.5 * error}
 
     return metrics_fn

@@ -9,6 +9,7 @@ from rich.cells import cell_len
 
 from fedhyper_jax.methods import KINDS, METHODS, method_options
 from fedhyper_jax.shell import cli
+from fedhyper_jax.shell.algorithms import CLIENT_OPTIMIZERS, SERVER_OPTIMIZERS, given_options
 from fedhyper_jax.shell.cli import main
 from fedhyper_jax.shell.config import (
     CompareConfig,
@@ -21,15 +22,10 @@ from fedhyper_jax.shell.config import (
     RunConfig,
     load_config,
 )
-from fedhyper_jax.shell.experiment import (
-    CLIENT_OPTIMIZERS,
-    SERVER_OPTIMIZERS,
-    build_experiment,
-    build_partition,
-    given_options,
-)
+from fedhyper_jax.shell.datasets import build_partition
+from fedhyper_jax.shell.experiment import build_experiment
 from fedhyper_jax.shell.method_pages import _code, _escaped
-from fedhyper_jax.shell.plots import Line, _distinct, _marks
+from fedhyper_jax.shell.plots import Line, _distinct
 from fedhyper_jax.shell.records import read_records
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "methods.md"
@@ -143,17 +139,6 @@ def test_names_that_are_joined_run_with_their_options(tmp_path):
         assert record["global_rate"] > 1  # FedExP's, where ε hides nothing
         # each of 4 clients sends its update and SCAFFOLD's c_m⁺ − c_m, 650 numbers each, and ‖Δ_m‖² for FedExP
         assert record["bytes_up"] == 4 * (2 * 650 + 1) * 4
-
-
-def test_bounds_are_drawn_for_methods_that_have_them():
-    marks = _marks(RunConfig(method=MethodConfig(name="G+SL")), 0.1)
-    assert marks.global_bounds == (1 / 3, 3.0) and marks.local_bounds == pytest.approx((0.01, 1.0))
-    assert _marks(RunConfig(method=MethodConfig(name="scaffold")), 0.1)[1:] == (None, None)
-    grid = CompareConfig(
-        method=MethodSettings(global_bounds="relative"), compare=GridConfig(methods=("SL", "G", "fedadam+G"))
-    )
-    assert _marks(grid, 0.1).global_bounds is None  # G's and fedadam+G's differ
-    assert _marks(grid, 0.1).local_bounds == pytest.approx((0.01, 1.0))
 
 
 def test_rates_that_stand_still_are_one_line_where_they_are_the_same():

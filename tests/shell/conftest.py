@@ -14,7 +14,7 @@ COMPARE = [
     "compare",
     *TINY,
     *("--rounds", "4", "--methods", "fedavg", "SL", "--local-rates", "0.02", "0.5", "--seeds", "2"),
-    *("--target-accuracy", "0.999", "--no-evaluate-clients"),
+    *("--target", "0.999", "--no-evaluate-clients"),
 ]
 
 

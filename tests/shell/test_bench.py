@@ -43,7 +43,7 @@ def ragged_task(local_rate=0.05):
     model = logistic(3)
     rng = np.random.default_rng(0)
     examples = {"x": rng.normal(size=(14, 5)).astype(np.float32), "y": rng.integers(0, 3, 14).astype(np.int32)}
-    return jobs.Task(
+    return jobs.Workload(
         loss_fn=cross_entropy(model),
         params=model.init(jax.random.key(0), examples["x"][:1]),
         data=pack(examples, np.split(np.arange(14), [1, 6])),

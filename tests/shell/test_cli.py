@@ -39,8 +39,15 @@ def test_what_a_run_leaves(run_folder):
     assert [record["round"] for record in records] == [0, 1, 2]
     for record in records:
         assert {
-            *("round", "accuracy", "loss", "global_rate", "local_rate", "local_rate_min", "local_rate_median"),
-            *("local_rate_max", "inner_product", "global_clipped_share", "local_clipped_share", "participants"),
+            *("round", "accuracy", "loss", "global_rate", "local_rate", "client_rate_min"),
+            *(
+                "client_rate_median",
+                "client_rate_max",
+                "inner_product",
+                "global_clipped_share",
+                "local_clipped_share",
+                "participants",
+            ),
             *("left_out", "bytes_up", "bytes_down", "seconds", "client_accuracy_mean", "client_accuracy_worst_decile"),
         } <= set(record)
         assert record["participants"] == 4 and record["local_rate"] == 0.05 and record["seconds"] > 0
@@ -163,7 +170,7 @@ def test_diverging_clients_are_reported(tmp_path, capsys):
     assert main(["run", *arguments]) == 0
     assert "8 client updates were not finite and left out" in capsys.readouterr().out
     assert read_summary(tmp_path / "new")["left_out"] == 8
-    assert all(record["local_rate_median"] is None for record in strict(tmp_path / "new" / "metrics.jsonl"))
+    assert all(record["client_rate_median"] is None for record in strict(tmp_path / "new" / "metrics.jsonl"))
 
 
 BAD = {
@@ -202,7 +209,7 @@ BAD = {
     "work": (["run", "--local-steps", "1", "--local-epochs", "1"], "give local_epochs or local_steps, not both"),
     "replacement": (["run", "--with-replacement"], "with_replacement goes with local_steps"),
     "batch": (["run", "--batch-size", "0"], "batch_size must be an integer ≥ 1"),
-    "target": (["run", "--target-accuracy", "80"], "target_accuracy must lie in (0, 1], got 80.0"),
+    "target": (["run", "--target", "80"], "target must lie in (0, 1] for the accuracy, got 80.0; 0.8 is 80 %"),
     "hold out": (["run", "--hold-out", "1"], "hold_out must lie in [0, 1), got 1.0"),
     "optimizer": (["run", "--server-optimizer", "adm"], "unknown server_optimizer 'adm'; known: sgd, momentum, adam"),
     "optimizer rate": (["run", "--server-optimizer-rate", "-1"], "server_optimizer_rate must be finite and > 0"),
@@ -329,7 +336,7 @@ def test_data_reports_and_lists(tmp_path, capsys):
     assert "shards(num_clients=10" in printed and "effective classes" in printed
     assert main(["data", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6 and lines[0].startswith("digits: here")
+    assert len(lines) == 9 and lines[0].startswith("digits: here")
     assert any("looked in" in line for line in lines if line.startswith("cifar100"))
 
 

@@ -21,8 +21,8 @@ from fedhyper_jax.shell.config import (
     load_config,
     to_toml,
 )
-from fedhyper_jax.shell.experiment import make_model
 from fedhyper_jax.shell.presets import PRESETS, preset_config
+from fedhyper_jax.shell.tasks import make_model
 
 ODD = RunConfig(
     data=DataConfig(name='a "quoted"\nname', alpha=1e-300, folder="/tmp/ä", evaluate_clients=False),
@@ -80,7 +80,7 @@ def test_a_file_may_leave_out_what_has_a_default():
     ("text", "message"),
     [
         ("[run]\nround = 7", "unknown key 'round' in [run]; known: rounds, cohort_size"),
-        ("[runs]\nrounds = 7", "unknown table 'runs'; known: data, model, work, method, run"),
+        ("[runs]\nrounds = 7", "unknown table 'runs'; known: data, model, work, method, run, deployment"),
         ("[run]\nrounds = 'ten'", "run.rounds must be an integer, got 'ten'"),
         ("[run]\nrounds = 7.0", "run.rounds must be an integer, got 7.0"),
         ("[run]\nrounds = true", "run.rounds must be an integer, got True"),
@@ -102,25 +102,6 @@ def test_mistakes_in_a_file_are_refused_by_name(text, message):
     assert message in str(error.value)
     assert "job.toml" in str(error.value)
     assert "\n" not in str(error.value)
-
-
-OLD = """\
-command = "run"
-[method]
-name = "fedavg"
-global_rate = 1.0
-hyper_rate = 1.0
-global_bounds = "absolute"
-local_bounds = "relative"
-decay_factor = 0.995
-"""
-
-
-def test_files_of_earlier_versions_state_defaults_for_every_method():
-    assert from_toml(OLD).method == MethodConfig(name="fedavg", global_rate=1.0)
-    meant = from_toml(OLD.replace("hyper_rate = 1.0", "hyper_rate = 0.5"))
-    assert meant.method == MethodConfig(name="fedavg", global_rate=1.0, hyper_rate=0.5)
-    assert from_toml(OLD + "[method.options]").method.decay_factor == 0.995
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

@@ -109,7 +109,7 @@ def test_a_toml_integer_beyond_float_is_refused(tmp_path, capsys):
 
 def test_two_evaluations_do_not_tell_rounds_to_target(tmp_path, capsys):
     """An accuracy above the target may not be reported as "never reached"."""
-    grid = ["--methods", "fedavg", "--local-rates", "0.1", "--seeds", "1", "--target-accuracy", "0.001"]
+    grid = ["--methods", "fedavg", "--local-rates", "0.1", "--seeds", "1", "--target", "0.001"]
     assert main(["compare", *TINY, *grid, "--out", str(tmp_path / "c")]) == 0
     (cell,) = json.loads((tmp_path / "c" / "summary.json").read_text())["cells"]
     assert cell["rounds_to_target"]["text"] == "not measured (< 3 evaluations)"

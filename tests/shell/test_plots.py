@@ -30,7 +30,7 @@ def test_plots_of_a_comparison(compare_folder):
 
 
 def bare(**fields):
-    keys = ("accuracy", "global_rate", "local_rate", "local_rate_min", "local_rate_median", "local_rate_max")
+    keys = ("accuracy", "global_rate", "local_rate", "client_rate_min", "client_rate_median", "client_rate_max")
     nothing = dict.fromkeys((*keys, "inner_product", "global_clipped_share", "local_clipped_share"))
     counts = dict.fromkeys(
         ("global_rate_updates", "global_rate_clipped", "local_rate_updates", "local_rate_clipped"), 0

@@ -1,9 +1,11 @@
+import dataclasses
 import io
 
 import pytest
 from rich.console import Console
 
 from fedhyper_jax.shell.report import print_comparison, remarks, speed_up_text, summarise_cells, summarise_records
+from fedhyper_jax.tasks import accuracy_of_classes
 
 
 def records(accuracies, **fields):
@@ -12,8 +14,11 @@ def records(accuracies, **fields):
     ]
 
 
+ACCURACY = accuracy_of_classes(10)
+
+
 def run(accuracies, target=0.8, **fields):
-    return summarise_records(records(accuracies, **fields), target, num_classes=10)
+    return summarise_records(records(accuracies, **fields), ACCURACY.with_target(target))
 
 
 GOOD = [0.1, 0.5, 0.7, 0.8, 0.9, 0.9]  # the mean of three reaches 0.8 after round 5
@@ -52,8 +57,8 @@ def test_clipped_share_is_of_all_updates():
         {"local_rate_updates": 9, "local_rate_clipped": 9, "global_rate_updates": 0, "global_rate_clipped": 0},
         {"local_rate_updates": 1, "local_rate_clipped": 0, "global_rate_updates": 0, "global_rate_clipped": 0},
     ]
-    summary = summarise_records([{**r, **f} for r, f in zip(records([0.1, 0.1]), fields, strict=True)], 0.8, 10)
-    assert summary["clipped_share"] == {"global": None, "local": 0.9}
+    summary = summarise_records([{**r, **f} for r, f in zip(records([0.1, 0.1]), fields, strict=True)], ACCURACY)
+    assert (summary["global_clipped_share"], summary["local_clipped_share"]) == (None, 0.9)
 
 
 def cell(cells, method):
@@ -69,6 +74,7 @@ def test_speed_up_is_a_ratio_a_bound_or_nothing():
             ("SL", 0.1): [run(fast), run(SLOW), run(SLOW)],
         },
         rounds=6,
+        measure=ACCURACY,
     )
     assert speed_up_text(cell(cells, "fedavg")["speed_up"]) == "1.0×"
     assert speed_up_text(cell(cells, "G")["speed_up"]) == "1.7×"  # 5 / 3: the median ignores the slow seed
@@ -80,25 +86,27 @@ def test_speed_up_is_a_ratio_a_bound_or_nothing():
         "text": "> 6 (1/3 seeds)",
     }
 
-    cells = summarise_cells({("fedavg", 0.1): [run(SLOW)], ("G", 0.1): [run(fast)]}, rounds=6)
+    cells = summarise_cells({("fedavg", 0.1): [run(SLOW)], ("G", 0.1): [run(fast)]}, rounds=6, measure=ACCURACY)
     assert speed_up_text(cell(cells, "G")["speed_up"]) == "≥ 2.0×"
     assert speed_up_text(cell(cells, "fedavg")["speed_up"]) == "-"
     assert cell(cells, "G")["final_accuracy"]["standard_deviation"] is None
 
-    cells = summarise_cells({("G", 0.1): [run(fast)]}, rounds=6)
+    cells = summarise_cells({("G", 0.1): [run(fast)]}, rounds=6, measure=ACCURACY)
     assert cells[0]["speed_up"] == {"value": None, "relation": None}
 
 
 def test_remarks_name_seeds_and_what_was_left_out():
-    cells = summarise_cells({("G", 0.1): [run(GOOD, left_out=2), run([0.1] * 5, non_finite_products=1)]}, rounds=6)
+    cells = summarise_cells(
+        {("G", 0.1): [run(GOOD, left_out=2), run([0.1] * 5, non_finite_products=1)]}, rounds=6, measure=ACCURACY
+    )
     assert remarks(cells[0]) == "near chance (1/2 seeds), 12 client updates left out, 5 products not finite"
 
 
 def test_the_table_shows_never_reached_and_plain_text_without_a_terminal():
-    cells = summarise_cells({("fedavg", 0.1): [run(SLOW)] * 2, ("G", 0.1): [run(GOOD)] * 2}, rounds=6)
+    cells = summarise_cells({("fedavg", 0.1): [run(SLOW)] * 2, ("G", 0.1): [run(GOOD)] * 2}, rounds=6, measure=ACCURACY)
     summary = {"cells": cells, "data": "digits", "rounds": 6, "seeds": [0, 1], "local_rates": [0.1]}
     out = io.StringIO()
-    print_comparison({**summary, "target_accuracy": 0.8}, Console(file=out, width=80))
+    print_comparison({**summary, "metric": dataclasses.asdict(ACCURACY)}, Console(file=out, width=80))
     text = out.getvalue()
     assert "\x1b" not in text
     assert "digits, initial local rate 0.1" in text

@@ -4,7 +4,7 @@ What `fedhyper bench` prints: compilation apart from steady rounds, client-steps
 machine's own matrix products, and what each scheduler costs over FedAvg.
 """
 
-from fedhyper_jax.shell.bench.jobs import JOBS, Job, Task
+from fedhyper_jax.shell.bench.jobs import JOBS, Job, Workload
 from fedhyper_jax.shell.bench.measure import (
     flops_per_client_step,
     machine,
@@ -18,7 +18,7 @@ from fedhyper_jax.shell.bench.suite import bench, check_bench, print_bench
 __all__ = [
     "JOBS",
     "Job",
-    "Task",
+    "Workload",
     "bench",
     "check_bench",
     "flops_per_client_step",

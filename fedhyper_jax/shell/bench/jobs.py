@@ -17,7 +17,7 @@ from fedhyper_jax.data import ClientData, LocalWork, load, local_epochs, local_s
 from fedhyper_jax.tasks import losses
 
 
-class Task(NamedTuple):
+class Workload(NamedTuple):
     """What a job comes to when it is made: all that `simulate` needs but the method.
 
     Attributes:
@@ -53,7 +53,7 @@ class Job(NamedTuple):
     name: str
     clients: str
     training: str
-    build: Callable[[], Task]
+    build: Callable[[], Workload]
     cohort_size: int
     strategy: str
     rounds: int
@@ -64,10 +64,10 @@ class Job(NamedTuple):
         return f"{self.clients}, {self.cohort_size:,} a round, {self.training}"
 
 
-def _task(model: Model, data: ClientData, example: Batch, *, work: LocalWork) -> Task:
+def _workload(model: Model, data: ClientData, example: Batch, *, work: LocalWork) -> Workload:
     """With weights of seed 0 and local rate 0.05."""
     inputs = jnp.zeros((1, *np.shape(example["x"])), example["x"].dtype)
-    return Task(
+    return Workload(
         loss_fn=losses.cross_entropy(model),
         params=jax.jit(model.init)(jax.random.key(0), inputs),
         data=data,
@@ -83,43 +83,43 @@ def _equal_clients(examples: Batch, clients: int):
     return pack(examples, list(rows)), {name: array[0] for name, array in examples.items()}
 
 
-def _mlp(clients: int = 10_000) -> Task:
+def _mlp(clients: int = 10_000) -> Workload:
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(64, 10)).astype(np.float32)
     x = rng.normal(size=(clients, 40, 64)).astype(np.float32)
     y = (x @ weights).argmax(-1).astype(np.int32)
     data, example = _equal_clients({"x": x.reshape(-1, 64), "y": y.reshape(-1)}, clients)
     work = local_steps(10, batch_size=20)
-    return _task(models.mlp(10, hidden=(64,)), data, example, work=work)
+    return _workload(models.mlp(10, hidden=(64,)), data, example, work=work)
 
 
-def _cnn() -> Task:
+def _cnn() -> Workload:
     images = load("fashion_mnist", standardise=False).train
     order = np.random.default_rng(0).permutation(len(images["y"]))
     data, example = _equal_clients({name: array[order] for name, array in images.items()}, 100)
     work = local_steps(20, batch_size=32)
-    return _task(models.cnn(10), data, example, work=work)
+    return _workload(models.cnn(10), data, example, work=work)
 
 
-def logistic_1m(population: int = 1_000_000) -> Task:
+def logistic_1m(population: int = 1_000_000) -> Workload:
     """Logistic regression on clients that are made when they are drawn."""
     data = procedural_logistic(population, num_features=64, num_classes=10, median_examples=20.0)
     first = jax.eval_shape(lambda: data.client(jnp.int32(0)).fetch(jnp.arange(1)))
     example = {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in first.items()}
     work = local_epochs(1, batch_size=20)
-    return _task(models.logistic(10), data, example, work=work)
+    return _workload(models.logistic(10), data, example, work=work)
 
 
-def _resnet18(clients: int = 50, width: int = 64) -> Task:
+def _resnet18(clients: int = 50, width: int = 64) -> Workload:
     rng = np.random.default_rng(0)
     y = rng.integers(0, 10, size=clients * 64).astype(np.int32)
     means = rng.normal(size=(10, 32, 32, 3)).astype(np.float32)
     x = means[y] + rng.normal(size=(len(y), 32, 32, 3)).astype(np.float32)
     data, example = _equal_clients({"x": x, "y": y}, clients)
-    return _task(models.resnet18(10, width=width), data, example, work=local_steps(2, batch_size=8))
+    return _workload(models.resnet18(10, width=width), data, example, work=local_steps(2, batch_size=8))
 
 
-def _char_lstm(clients: int = 100, hidden: int = 256) -> Task:
+def _char_lstm(clients: int = 100, hidden: int = 256) -> Workload:
     """Text in which each of 80 characters is followed by one of four."""
     rng = np.random.default_rng(0)
     followers = rng.integers(0, 80, size=(80, 4))
@@ -128,7 +128,7 @@ def _char_lstm(clients: int = 100, hidden: int = 256) -> Task:
         text.append(followers[text[-1], choice])
     text = np.stack(text, axis=1).astype(np.int32)
     data, example = _equal_clients({"x": text[:, :-1], "y": text[:, 1:]}, clients)
-    return _task(models.char_lstm(80, hidden=hidden), data, example, work=local_steps(5, batch_size=10))
+    return _workload(models.char_lstm(80, hidden=hidden), data, example, work=local_steps(5, batch_size=10))
 
 
 _ALL = [

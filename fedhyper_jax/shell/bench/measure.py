@@ -31,7 +31,7 @@ from fedhyper_jax.engine import (
     time_strategies,
 )
 from fedhyper_jax.methods import make_method, parse_method
-from fedhyper_jax.shell.bench.jobs import Job, Task
+from fedhyper_jax.shell.bench.jobs import Job, Workload
 
 AUTO = "auto"
 BASELINE = "fedavg"
@@ -90,16 +90,16 @@ def measure(
     check_settings(methods, cohort_size=cohort_size, strategy=asked, rounds=rounds, repeats=repeats)
     job = job if cohort_size is None else job._replace(cohort_size=cohort_size)
     start = time.perf_counter()
-    task = job.build()
-    jax.block_until_ready((task.params, task.data))
+    workload = job.build()
+    jax.block_until_ready((workload.params, workload.data))
     build_seconds = time.perf_counter() - start
     forget_peak_memory()
     memory_of_data = peak_memory()
 
-    flops = flops_per_client_step(task)
-    strategy = _choose(job, task, asked)
-    data = place(strategy, task.data)
-    programs = [compile_rounds(job, task, data, method, strategy, rounds) for method in methods]
+    flops = flops_per_client_step(workload)
+    strategy = _choose(job, workload, asked)
+    data = place(strategy, workload.data)
+    programs = [compile_rounds(job, workload, data, method, strategy, rounds) for method in methods]
     runs: list[list[_Run]] = [[] for _ in methods]
     for program in programs:  # the first run is not timed
         program.advance()
@@ -118,9 +118,9 @@ def measure(
         "rounds_per_program": rounds,
         "repeats": repeats,
         "processes": jax.process_count(),
-        "population": task.data.population,
+        "population": workload.data.population,
         "cohort_size": job.cohort_size,
-        "parameters": sum(int(leaf.size) for leaf in jax.tree.leaves(task.params)),
+        "parameters": sum(int(leaf.size) for leaf in jax.tree.leaves(workload.params)),
         "flops_per_client_step": flops,
         "client_steps_per_round": runs[0][0].client_steps / rounds,
         "build_seconds": build_seconds,
@@ -172,35 +172,35 @@ class _Program:
         return info
 
 
-def _algorithm(task: Task, method: str, strategy: str) -> FederatedAlgorithm:
+def _algorithm(workload: Workload, method: str, strategy: str) -> FederatedAlgorithm:
     return make_method(
         method,
-        task.loss_fn,
-        work=task.work,
-        local_rate=task.local_rate,
-        population=task.data.population,
+        workload.loss_fn,
+        work=workload.work,
+        local_rate=workload.local_rate,
+        population=workload.data.population,
         strategy=strategy,
     )
 
 
-def _choose(job: Job, task: Task, asked: str) -> str:
+def _choose(job: Job, workload: Workload, asked: str) -> str:
     """The strategy for the devices that there are."""
     if asked != AUTO:
         return divided(asked, jax.device_count())
 
     def one_round(strategy: str) -> Callable[[], Any]:
-        algorithm, data = _algorithm(task, BASELINE, strategy), place(strategy, task.data)
-        key, state = jax.random.key(1), place(strategy, algorithm.init(task.params))
+        algorithm, data = _algorithm(workload, BASELINE, strategy), place(strategy, workload.data)
+        key, state = jax.random.key(1), place(strategy, algorithm.init(workload.params))
         return lambda: simulate(algorithm, key, state, data, rounds=1, cohort_size=job.cohort_size)
 
     candidates = strategy_candidates(job.cohort_size, jax.device_count())
     return fastest(time_strategies(candidates, one_round, rounds=_LONG_RUN))
 
 
-def compile_rounds(job: Job, task: Task, data: ClientData, method: str, strategy: str, rounds: int) -> _Program:
+def compile_rounds(job: Job, workload: Workload, data: ClientData, method: str, strategy: str, rounds: int) -> _Program:
     """Some rounds of a method on a job, compiled."""
-    algorithm = _algorithm(task, method, strategy)
-    key, state = jax.random.key(1), place(strategy, algorithm.init(task.params))
+    algorithm = _algorithm(workload, method, strategy)
+    key, state = jax.random.key(1), place(strategy, algorithm.init(workload.params))
 
     def some_rounds(key, state, data):
         state, history = simulate(algorithm, key, state, data, rounds=rounds, cohort_size=job.cohort_size)
@@ -270,7 +270,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def flops_per_client_step(task: Task) -> float | None:
+def flops_per_client_step(workload: Workload) -> float | None:
     """Floating-point operations of one loss and gradient on one batch, as XLA counts them.
 
     Counted in a program of its own without loops, since XLA counts the body of a loop once however often it runs.
@@ -285,11 +285,11 @@ def flops_per_client_step(task: Task) -> float | None:
       True
     """
     batch = {
-        name: jax.ShapeDtypeStruct((task.work.batch_size, *array.shape), array.dtype)
-        for name, array in task.example.items()
+        name: jax.ShapeDtypeStruct((workload.work.batch_size, *array.shape), array.dtype)
+        for name, array in workload.example.items()
     }
-    step = jax.jit(jax.value_and_grad(lambda params, batch: jnp.mean(task.loss_fn(params, batch))))
-    analysis = step.lower(task.params, batch).compile().cost_analysis()
+    step = jax.jit(jax.value_and_grad(lambda params, batch: jnp.mean(workload.loss_fn(params, batch))))
+    analysis = step.lower(workload.params, batch).compile().cost_analysis()
     analysis = analysis[0] if isinstance(analysis, list | tuple) else analysis
     flops = (analysis or {}).get("flops", 0.0)
     return float(flops) if flops > 0 else None

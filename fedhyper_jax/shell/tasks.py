@@ -1,0 +1,131 @@
+"""From a data set and a configuration to a task: the model, its loss, its metrics, and what chance achieves."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedhyper_jax import _validate, models
+from fedhyper_jax.base import LossFunction, Model
+from fedhyper_jax.data import ClientData, Dataset
+from fedhyper_jax.shell.config import ModelConfig
+from fedhyper_jax.tasks import (
+    Measure,
+    Task,
+    accuracy_of_classes,
+    accuracy_of_symbols,
+    error_of_targets,
+    losses,
+    metrics,
+)
+
+
+class Kind(NamedTuple):
+    """What tasks of a kind have in common; each function takes the data set or the model.
+
+    Attributes:
+      num_outputs: of the model, per example or per position.
+      output_shape: of the model for a whole batch of targets.
+      loss: see `losses`.
+      metrics: see `metrics`.
+      measure: the metric reported first, with its chance level.
+      remedy: which models fit.
+    """
+
+    num_outputs: Callable[[Dataset], int]
+    output_shape: Callable[[Dataset], tuple[int, ...]]
+    loss: Callable[[Model], LossFunction]
+    metrics: Callable[[Model], Any]
+    measure: Callable[[Dataset], Measure]
+    remedy: str
+
+
+TASKS: dict[str, Kind] = {
+    "classification": Kind(
+        num_outputs=lambda dataset: dataset.num_classes,
+        output_shape=lambda dataset: (dataset.num_classes,),
+        loss=losses.cross_entropy,
+        metrics=metrics.classification,
+        measure=lambda dataset: accuracy_of_classes(dataset.num_classes),
+        remedy="use logistic, mlp, cnn or resnet18",
+    ),
+    "next_symbol": Kind(
+        num_outputs=lambda dataset: dataset.num_classes,
+        output_shape=lambda dataset: (*dataset.train["y"].shape[1:], dataset.num_classes),
+        loss=losses.cross_entropy,
+        metrics=metrics.classification,
+        measure=lambda dataset: accuracy_of_symbols(dataset.train["y"], dataset.num_classes),
+        remedy="use --model char_lstm",
+    ),
+    "regression": Kind(
+        num_outputs=lambda dataset: dataset.train["y"].shape[-1],
+        output_shape=lambda dataset: dataset.train["y"].shape[1:],
+        loss=losses.squared_error,
+        metrics=metrics.regression,
+        measure=lambda dataset: error_of_targets(dataset.train["y"], dataset.test["y"]),
+        remedy="use logistic (without hidden layers a linear model), mlp, cnn or resnet18",
+    ),
+}
+"""Kinds of tasks by the name that a `Dataset` gives as its ``task``."""
+
+
+def build_task(config: ModelConfig, dataset: Dataset, data: ClientData, target: float | None = None) -> Task:
+    """The task of a data set with the model of a configuration.
+
+    Args:
+      config: of the model.
+      dataset: what is learned.
+      data: the same, divided over clients.
+      target: value of the task's measure whose rounds are counted; None: the measure's own.
+
+    Returns:
+      The `Task`.
+
+    Raises:
+      ValueError: unknown names, settings that the model refuses, a model that does not fit the data, an impossible
+        target.
+
+    Example:
+      >>> from fedhyper_jax.data import from_client_ids, load
+      >>> digits = load("digits")
+      >>> task = build_task(ModelConfig(), digits, data=None)
+      >>> task.measure.name, task.measure.guessing
+      ('accuracy', 0.1)
+    """
+    kind = TASKS[dataset.task]
+    model = make_model(config, kind.num_outputs(dataset))
+    inputs = jnp.asarray(dataset.train["x"][:1])
+    outputs = jax.eval_shape(lambda x: model.apply(model.init(jax.random.key(0), x), x), inputs).shape
+    wanted = (1, *kind.output_shape(dataset))
+    if outputs != wanted:
+        raise ValueError(
+            f"model {config.name!r} makes outputs of shape {outputs} of an example of {dataset.name!r}, not {wanted}; "
+            f"{kind.remedy}"
+        )
+    measure = kind.measure(dataset)
+    return Task(
+        name=dataset.task,
+        data=data,
+        test={name: jnp.asarray(array) for name, array in dataset.test.items()},
+        inputs=inputs,
+        model=model,
+        loss_fn=kind.loss(model),
+        metrics_fn=kind.metrics(model),
+        measure=measure if target is None else measure.with_target(target),
+    )
+
+
+def make_model(config: ModelConfig, num_outputs: int) -> Model:
+    """The model of a configuration; settings that are None are left to the model."""
+    _validate.one_of(models.MODELS, model=config.name)
+    own = ("name", "compute_dtype")
+    settings = {name: value for name, value in vars(config).items() if name not in own and value is not None}
+    hidden = inspect.signature(models.MODELS[config.name]).parameters.get("hidden")
+    if "hidden" in settings and hidden is not None and isinstance(hidden.default, int):
+        if len(config.hidden) != 1:
+            raise ValueError(f"hidden of {config.name!r} must be one number, got {list(config.hidden)}; e.g. 256")
+        settings["hidden"] = config.hidden[0]
+    model = models.make_model(config.name, num_outputs, **settings)
+    return model if config.compute_dtype is None else models.compute_in(model, config.compute_dtype)
