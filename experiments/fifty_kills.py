@@ -55,19 +55,18 @@ def half_written(folder: pathlib.Path) -> bool:
     return any(folder.glob("checkpoints/**/.*.tmp"))
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float) -> None:
-    """Returns when the condition holds, the process has ended, or the time is over; looks without a pause."""
+def wait_for(condition, process: subprocess.Popen, seconds: float, pause: float) -> None:
+    """Returns when the condition holds, the process has ended, or the time is over."""
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline and not condition():
-        pass
+        time.sleep(pause)
 
 
 def kill_somewhere(process: subprocess.Popen, folder: pathlib.Path, wanted: int, during_save: bool, draw) -> None:
     """Lets a run come to a number of rounds and a random moment after it, or to its next save, and kills it."""
-    reached = lambda: rounds_done(folder) >= wanted  # noqa: E731
-    wait_for(reached, process, 120)
+    wait_for(lambda: rounds_done(folder) >= wanted, process, 120, pause=0.002)
     if during_save:
-        wait_for(lambda: half_written(folder), process, 2)
+        wait_for(lambda: half_written(folder), process, 2, pause=0.0)
     else:
         time.sleep(draw.uniform(0, 0.05))
     os.killpg(process.pid, signal.SIGKILL)

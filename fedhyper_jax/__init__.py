@@ -6,7 +6,7 @@ arrays, so they change at every step, differ per client, are swept under ``vmap`
   * Algorithms: `fedavg`, `fedhyper` and the methods they are compared with (`fedadam`, `fedexp`, `fedprox`, `scaffold`,
     …); by name, joined by '+', through `make_method`; from parts of your own through `federated_algorithm`.
   * Runs: `simulate` (one scan), `run` (host loop with callbacks), `sweep` (a grid of rates and seeds in one program);
-    on a CPU, `use_all_cores` first.
+    on a CPU, `use_all_cores` first. `load_run` reads what a command left.
   * Optax transforms: `scale_by_hypergradient`, `track_hypergradient`, `scale_by_local_hypergradient`.
   * Parts: `rates` (rules of either rate), `client_rules`, `terms`, `server_optimizers`; `methods` is their table.
   * Modules: `data`, `models`, `losses`, `metrics`, `evaluation`, `cohort`.
@@ -112,6 +112,7 @@ __all__ = [
     "fedyogi",
     "global_rate",
     "hypergradient",
+    "load_run",
     "local_epochs",
     "local_rate",
     "local_steps",
@@ -142,7 +143,9 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """Loads `models`, which imports flax, at first use."""
+    """Loads `models`, which imports flax, and `load_run`, which belongs to the shell, at first use."""
     if name == "models":
         return importlib.import_module("fedhyper_jax.models")
+    if name == "load_run":
+        return importlib.import_module("fedhyper_jax.shell.runs").load_run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -155,13 +155,12 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(undisturbed, capsys
     assert shell_train.train(load_config(undisturbed / "config.toml"), resume=True) == read_summary(undisturbed)
 
 
-@pytest.mark.parametrize("part", [1, 2])
-def test_a_comparison_goes_on_method_by_method(tmp_path, compared, part):
-    """The first method stopped between two checkpoints; the second one, with the first one done."""
-    with killed(6, part):
+def test_a_comparison_goes_on_method_by_method(tmp_path, compared):
+    """The second method stopped between two checkpoints, when the first one was done."""
+    with killed(6, part=2):
         main([*COMPARE, "--out", str(tmp_path / "c")])
     methods = [record["method"] for record in read_records(tmp_path / "c")]
-    assert methods == (["fedavg"] * 24 if part == 1 else ["fedavg"] * 40 + ["G+SL"] * 24)
+    assert methods == ["fedavg"] * 40 + ["G+SL"] * 24
     assert main(["compare", "--resume", str(tmp_path / "c"), "--quiet"]) == 0
     same_results(tmp_path / "c", compared)
 
