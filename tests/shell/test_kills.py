@@ -16,6 +16,12 @@ from fedhyper_jax.shell.records import read_records, read_summary
 TINY = fifty_kills.TINY.split()
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """The processes started here compile a program once."""
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+
+
 def test_a_run_that_is_killed_twice_once_during_a_save(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "highest")  # as this very process has it
     arguments = ["run", *TINY, *fifty_kills.SETTINGS["run"].split(), "--rounds", "40", "--checkpoint-every", "1"]
@@ -59,8 +65,8 @@ def test_ctrl_c_stops_several_processes_and_they_go_on(tmp_path, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is of Linux")
 def test_processes_end_with_a_launcher_that_is_killed():
     program = (
-        "import functools, os, subprocess, sys, time; from fedhyper_jax.shell.launch import _in_new_process; "
-        "child = subprocess.Popen(['sleep', '100'], preexec_fn=functools.partial(_in_new_process, set(), os.getpid())); "
+        "import functools, os, subprocess, time; from fedhyper_jax.shell.launch import _in_new_process as start; "
+        "child = subprocess.Popen(['sleep', '100'], preexec_fn=functools.partial(start, set(), os.getpid())); "
         "print(child.pid, flush=True); time.sleep(100)"
     )
     launcher = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
