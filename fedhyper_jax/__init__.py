@@ -7,7 +7,7 @@ arrays, so they change at every step, differ per client, are swept under ``vmap`
     add up, ``fedprox() + G()``; by name, joined by '+', through `method_by_name` and `make_method`; from parts of your
     own through `federated_algorithm`.
   * Runs: `simulate` (one scan), `run` (host loop with callbacks), `sweep` (a grid of rates and seeds in one program);
-    on a CPU, `use_all_cores` first.
+    on a CPU, `use_all_cores` first. `load_run` reads what a command left.
   * Optax transforms: `scale_by_hypergradient`, `track_hypergradient`, `scale_by_local_hypergradient`.
   * Parts: `rates` (rules of either rate), `client_rules`, `terms`, `server_optimizers`, `aggregators`, `failures`,
     `guards`, `participation`; their contracts stand in `parts.contract`.
@@ -81,6 +81,7 @@ __all__ = [
     "global_rate",
     "guards",
     "hypergradient",
+    "load_run",  # noqa: F405 (see __getattr__)
     "local_epochs",
     "local_rate",
     "local_steps",
@@ -109,7 +110,9 @@ __all__ += methods.families.__all__  # every method by its name
 
 
 def __getattr__(name: str):
-    """Loads `models`, which imports flax, at first use."""
+    """Loads `models`, which imports flax, and `load_run`, which belongs to the shell, at first use."""
     if name == "models":
         return importlib.import_module("fedhyper_jax.models")
+    if name == "load_run":
+        return importlib.import_module("fedhyper_jax.shell.runs").load_run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ from fedhyper_jax.engine.cores import number_of_cores, pinnable_cores, use_all_c
 from fedhyper_jax.engine.diagnoses import IdleCoresWarning, SlowConvolutionWarning
 from fedhyper_jax.engine.simulation import History, Progress, run, simulate
 from fedhyper_jax.engine.strategies import Strategy, divided, parse_strategy, place
-from fedhyper_jax.engine.sweep import sweep
+from fedhyper_jax.engine.sweep import sweep, sweep_shapes
 
 __all__ = [
     "History",
@@ -34,6 +34,7 @@ __all__ = [
     "strategies",
     "strategy_candidates",
     "sweep",
+    "sweep_shapes",
     "time_strategies",
     "use_all_cores",
     "wait_for_all",

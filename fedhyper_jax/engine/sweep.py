@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from fedhyper_jax import _validate
-from fedhyper_jax.base import FederatedAlgorithm, Params
+from fedhyper_jax.base import FederatedAlgorithm, Params, PyTree
 from fedhyper_jax.data import ClientData
 from fedhyper_jax.engine.diagnoses import watch_idle_cores
 from fedhyper_jax.engine.simulation import Callback, History, run_chunks, simulate
@@ -26,6 +26,7 @@ def sweep(
     rounds: int,
     rounds_per_chunk: int | None = None,
     callbacks: Sequence[Callback] = (),
+    states: PyTree | None = None,
     **simulation,
 ) -> tuple[Params, History]:
     """Runs an algorithm for every setting and every key in one program.
@@ -39,9 +40,11 @@ def sweep(
       keys: (seeds,) keys, one per run of a setting.
       params: initial parameters with a leading axis of seeds: one initialisation per key.
       data: the federated data set, shared.
-      rounds: number of rounds.
+      rounds: number of rounds of the whole runs.
       rounds_per_chunk: rounds per compiled call; all of them if None.
       callbacks: as in `simulation.run`; states and histories carry the two leading axes.
+      states: go on from here: what a callback of the same sweep saw after some of its rounds, all at the same round;
+        None begins. Only the rounds that are left are run. Its memory is given to the result.
       **simulation: ``cohort_size``, ``evaluate``, ``evaluation_data``, ``eval_every``, ``participation`` of `simulate`.
 
     Returns:
@@ -49,7 +52,7 @@ def sweep(
       rounds in the history.
 
     Raises:
-      ValueError: settings of different lengths or refused by the factory.
+      ValueError: settings of different lengths or refused by the factory; states that have no rounds left.
 
     Example:
       >>> import jax, jax.numpy as jnp, numpy as np
@@ -77,6 +80,11 @@ def sweep(
         state = algorithm.init(jax.tree.map(lambda p: p[0], params))
         rates.check_horizon(state.global_rate, rounds, name="global_rate")
         rates.check_horizon(state.local_rate, rounds, name="local_rate")
+    if states is None:
+        states = _start(make_algorithm, settings, params)
+    first_round = int(states.round.reshape(-1)[0])
+    if not 0 <= first_round < rounds:
+        raise ValueError(f"states are of round {first_round}, so none of {rounds} rounds is left; give more rounds")
     # Data are arguments of the compiled program, not constants in it.
     evaluation_data = simulation.pop("evaluation_data", None)
     static = tuple(sorted(simulation.items()))
@@ -97,14 +105,36 @@ def sweep(
 
     states, history = run_chunks(
         advance,
-        _start(make_algorithm, settings, params),
-        first_round=0,
-        rounds=rounds,
+        states,
+        first_round=first_round,
+        rounds=rounds - first_round,
         rounds_per_chunk=rounds_per_chunk,
         callbacks=[*callbacks, watch_idle_cores()],
         axis=2,
     )
     return algorithm.evaluated_params(states), history
+
+
+def sweep_shapes(
+    make_algorithm: Callable[..., FederatedAlgorithm], settings: dict[str, Array], params: Params
+) -> PyTree:
+    """The shapes and types of the states of a sweep, with their two leading axes; nothing is run.
+
+    Args:
+      make_algorithm, settings, params: as in `sweep`; of ``params`` only the shapes matter.
+
+    Returns:
+      A tree of `jax.ShapeDtypeStruct`, as the states that its callbacks see.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fedhyper_jax.methods import fedavg
+      >>> from fedhyper_jax.data import local_epochs
+      >>> def make(local_rate): return fedavg(lambda w, b: w * b["x"], work=local_epochs(1, 1), local_rate=local_rate)
+      >>> sweep_shapes(make, {"local_rate": jnp.array([0.1, 0.5])}, jnp.zeros(3)).params.shape
+      (2, 3)
+    """
+    return jax.eval_shape(functools.partial(_start, make_algorithm), settings, params)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -9,9 +9,10 @@ import io
 import os
 import pathlib
 import re
+import shlex
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -53,6 +54,7 @@ examples:
   fedhyper compare --data fashion_mnist --local-rates 0.001 0.01
   fedhyper run --method G+SL --local-rate 0.01 --rounds 100 --out runs/first
   fedhyper run --method fedprox+G --options proximal_weight 0.01
+  fedhyper run --resume runs/first
   fedhyper methods scaffold
   fedhyper data --clients 50 --alpha 0.1 --out partition.png
   fedhyper bench cnn --methods fedavg CL --out cnn.json
@@ -70,6 +72,8 @@ class _Common:
     """Named configuration to start from: demo or fashion_mnist. --data NAME alone starts from the preset NAME."""
     overwrite: bool = False
     """Replace an earlier run in the run folder."""
+    resume: str | None = None
+    """Run folder of a run that was stopped: go on from its last checkpoint, with its own settings."""
     quiet: bool = False
     """No progress bar."""
     processes: int | None = None
@@ -191,8 +195,9 @@ def _status_of(commands: dict[str, Callable[[Sequence[str]], None]], arguments: 
     except ConfigError as error:
         print(f"fedhyper: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("fedhyper: interrupted; what was recorded so far is in the run folder", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        how = str(interrupt) or "what was recorded so far is in the run folder"
+        print(f"fedhyper: interrupted; {how}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -210,11 +215,20 @@ def _status_of(commands: dict[str, Callable[[Sequence[str]], None]], arguments: 
 def _run(arguments: Sequence[str]) -> None:
     parsed, preset = _parse_settings("run", _Run, arguments)
     run = parsed.settings.run
-    _in_processes("run", arguments, parsed.processes, most=1 if run.strategy == "debug" else run.cohort_size)
+    if _is_finished(parsed):
+        return
+    _in_processes("run", arguments, parsed, most=1 if run.strategy == "debug" else run.cohort_size)
     from fedhyper_jax.shell.report import print_run
     from fedhyper_jax.shell.train import train
 
-    summary = train(parsed.settings, preset=preset, overwrite=parsed.overwrite, quiet=parsed.quiet)
+    with _says_how_to_go_on("run", parsed):
+        summary = train(
+            parsed.settings,
+            preset=preset,
+            overwrite=parsed.overwrite,
+            quiet=parsed.quiet,
+            resume=parsed.resume is not None,
+        )
     if _is_first():
         print_run(summary)
         print(f"{_seconds(summary)}; {_how(summary)}; results in {parsed.settings.folder}")
@@ -222,22 +236,63 @@ def _run(arguments: Sequence[str]) -> None:
 
 def _compare(arguments: Sequence[str]) -> None:
     parsed, preset = _parse_settings("compare", _Compare, arguments)
-    _in_processes("compare", arguments, parsed.processes, most=len(parsed.settings.compare.methods))
+    if _is_finished(parsed):
+        return
+    _in_processes("compare", arguments, parsed, most=len(parsed.settings.compare.methods))
     from fedhyper_jax.shell.compare import compare
     from fedhyper_jax.shell.report import print_comparison
 
-    overwrite = parsed.overwrite or _is_own_demo(parsed.settings, preset)
-    summary = compare(parsed.settings, preset=preset, overwrite=overwrite, quiet=parsed.quiet)
+    with _says_how_to_go_on("compare", parsed):
+        summary = compare(
+            parsed.settings,
+            preset=preset,
+            overwrite=parsed.overwrite or (parsed.resume is None and _is_own_demo(parsed.settings, preset)),
+            quiet=parsed.quiet,
+            resume=parsed.resume is not None,
+        )
     if _is_first():
         print_comparison(summary)
         print(f"{_seconds(summary)}; {_how(summary)}; summary and plots in {parsed.settings.folder}")
 
 
-def _in_processes(command: str, arguments: Sequence[str], processes: int | None, *, most: int) -> None:
+def _is_finished(parsed: _Common) -> bool:
+    """Whether a run that is to be resumed has nothing left to do; says so."""
+    if parsed.resume is None:
+        return False
+    from fedhyper_jax.shell.resume import finished_summary
+
+    finished = finished_summary(parsed.resume) is not None
+    if finished:
+        print(f"{parsed.resume} is finished; nothing is left to do, and nothing was changed")
+    return finished
+
+
+@contextlib.contextmanager
+def _says_how_to_go_on(command: str, parsed: _Common) -> Iterator[None]:
+    """Gives Ctrl-C a message with the command that resumes the run."""
+    from fedhyper_jax.shell.records import SUMMARY
+
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        folder = parsed.settings.folder
+        if parsed.settings.run.checkpoint_every and (pathlib.Path(folder) / SUMMARY).exists():
+            done = str(interrupt) or "what came after the last checkpoint will be done again"
+            command = f"fedhyper {command} --resume {shlex.quote(os.fspath(folder))}"
+            raise KeyboardInterrupt(f"{done}; go on with: {command}") from interrupt
+        raise
+
+
+def _in_processes(command: str, arguments: Sequence[str], parsed: _Common, *, most: int) -> None:
     """Runs the command in several processes and ends this one, or makes this one ready to do the work itself."""
     from fedhyper_jax.shell import launch
 
     if not (launch.is_member() or launch.in_cluster):
+        processes = parsed.processes
+        if processes is None and parsed.resume is not None:
+            from fedhyper_jax.shell.resume import recorded_processes
+
+            processes = recorded_processes(parsed.resume)
         processes = launch.default_processes(most) if processes is None else processes
         if processes != 1:
             raise SystemExit(launch.launch([command, *arguments], processes))
@@ -385,7 +440,11 @@ def _parse_settings(command: str, cls: type[_T], arguments: Sequence[str]) -> tu
 
     The options' defaults come from the configuration file or the preset, so these are looked for first.
     """
-    config, preset, data = (_peek(arguments, option) for option in ("--config", "--preset", "--data"))
+    config, preset, data, resume = (
+        _peek(arguments, option) for option in ("--config", "--preset", "--data", "--resume")
+    )
+    if resume is not None:
+        return _parse_resumed(command, cls, arguments, resume), None
     if config is not None and preset is not None:
         raise ConfigError("give --config or --preset, not both")
     if config is None and preset is None and data in PRESETS:
@@ -403,6 +462,29 @@ def _parse_settings(command: str, cls: type[_T], arguments: Sequence[str]) -> tu
     parsed = dataclasses.replace(parsed, settings=_with_options(parsed.settings, options))
     unchanged = preset is not None and parsed.settings == preset_config(preset, command)
     return parsed, preset if unchanged else None
+
+
+def _parse_resumed(command: str, cls: type[_T], arguments: Sequence[str], folder: str) -> _T:
+    """The parsed arguments of ``--resume``: the settings are the folder's, and options may only repeat them."""
+    from fedhyper_jax.shell.records import CONFIG, read_notes
+
+    for option in ("--config", "--preset", "--overwrite"):
+        if any(argument.split("=", 1)[0] == option for argument in arguments):
+            raise ConfigError(f"--resume goes on with the settings in {folder}; leave {option} out")
+    if read_notes(folder) is None:
+        raise ConfigError(f"{folder} is not a run folder: there is no {CONFIG} of fedhyper in it")
+    kept = load_config(pathlib.Path(folder) / CONFIG, command)
+    parsed = _parse(cls, arguments, command, cls(settings=_with_options(kept, {})))
+    given = _with_options(parsed.settings, {**kept.method.options, **parsed.settings.method.options})
+    if given != kept:
+        from fedhyper_jax.shell.resume import check_same, settings_of
+
+        check_same(folder, settings_of(kept), settings_of(given))
+        if given.folder != kept.folder and pathlib.Path(given.folder) != pathlib.Path(folder):
+            raise ConfigError(f"--resume goes on in {folder}; leave --out out")
+    return dataclasses.replace(
+        parsed, settings=dataclasses.replace(kept, run=dataclasses.replace(kept.run, out=folder))
+    )
 
 
 def _with_options(config: Config, options: dict[str, float | str]) -> Config:

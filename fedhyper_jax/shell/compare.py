@@ -3,53 +3,71 @@
 import functools
 import pathlib
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fedhyper_jax.engine import Progress, place, sweep, wait_for_all
+from fedhyper_jax.engine import History, place, sweep, sweep_shapes, wait_for_all
 from fedhyper_jax.shell.cache import cache_use
+from fedhyper_jax.shell.checkpoint_file import Checkpoint
 from fedhyper_jax.shell.config import CompareConfig, ConfigError, GridConfig
 from fedhyper_jax.shell.experiment import Experiment, build_experiment
 from fedhyper_jax.shell.plots import plot_folder
-from fedhyper_jax.shell.progress import ProgressBar, chunk_length
+from fedhyper_jax.shell.progress import ProgressBar
+from fedhyper_jax.shell.recorder import Recorder, Stop, append_timing, rounds_per_chunk
 from fedhyper_jax.shell.records import (
+    METRICS,
     Record,
-    append_records,
     environment,
     group_records,
     history_records,
-    order_records,
-    prepare_folder,
+    join_records,
     read_records,
     write_summary,
 )
 from fedhyper_jax.shell.report import summarise_cells, summarise_records
+from fedhyper_jax.shell.resume import (
+    Place,
+    clear,
+    finished_summary,
+    made_of,
+    method_places,
+    opened,
+    recorded_strategy,
+    restored,
+)
 from fedhyper_jax.shell.strategy import choose_strategy
 from fedhyper_jax.tasks import Measure
 
 
 def compare(
-    config: CompareConfig, *, preset: str | None = None, overwrite: bool = False, quiet: bool = True
+    config: CompareConfig,
+    *,
+    preset: str | None = None,
+    overwrite: bool = False,
+    quiet: bool = True,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Runs every method from every initial local rate with every seed, and leaves a run folder behind.
 
-    All rates and seeds of a method are one compiled program, see `sweep`. Several processes share the methods out; the
-    first one draws and sums up.
+    All rates and seeds of a method are one compiled program, see `sweep`. Several processes divide the methods between
+    them; the first one draws and sums up.
 
     Args:
       config: what to compare.
       preset: name of the preset that it is, unchanged.
       overwrite: whether an earlier run in the folder is replaced.
       quiet: no progress bar.
+      resume: go on from the last checkpoint of each method in the folder, in any number of processes. A finished
+        comparison is left as it is.
 
     Returns:
       The summary, as in ``summary.json``: what was run, and ``cells``, see `summarise_cells`.
 
     Raises:
-      ConfigError: a configuration that cannot be used, or a folder that is not to be touched.
+      ConfigError: a configuration that cannot be used, or a folder that is not to be touched or cannot be resumed.
+      Interrupted: Ctrl-C, after a checkpoint.
 
     Example:
       >>> import tempfile
@@ -62,101 +80,162 @@ def compare(
       ['fedavg', 'G']
     """
     start = time.perf_counter()
-    if jax.process_count() > 1 and str(config.run.strategy).startswith("sharded"):
-        raise ConfigError(
-            f"strategy {config.run.strategy!r} divides a cohort between processes, but those of a comparison "
-            "share out its methods; leave 'sharded' away, or give --processes 1"
-        )
+    _check_strategy(config)
+    finished = finished_summary(config.folder) if resume else None
+    if finished is not None:
+        return finished
+    rounds_per_chunk(config)  # refuses
     experiment = build_experiment(config)
+    folder, grid = pathlib.Path(config.folder), config.compare
+    places = method_places(folder, grid.methods)
+    known = made_of(config, (experiment.task.data, experiment.evaluation_data))
     first = jax.process_index() == 0
-    folder = pathlib.Path(config.folder)
-    if first:
-        prepare_folder(folder, config, preset=preset, overwrite=overwrite)
-    grid, rounds = config.compare, config.run.rounds
-    own_methods = grid.methods[jax.process_index() :: jax.process_count()]
-    origin = {
-        "command": "compare",
-        "methods": list(grid.methods),
-        "local_rates": list(grid.local_rates),
-        "seeds": list(grid.seed_list),
-        "rounds": rounds,
-        **experiment.facts,
-        "environment": environment(),
-    }
-    if first:
-        write_summary(folder, {"status": "unfinished", **origin})
-    wait_for_all("the folder is there")
-    total, quiet = rounds * len(own_methods), quiet or not first
-    with ProgressBar(total_rounds=total, parts=len(own_methods), quiet=quiet) as bar:
-        bar.describe("choosing a strategy")
-
-        def one_round(strategy: str):
-            return functools.partial(_sweep_method(grid.methods[0], config, experiment, strategy), rounds=1)
-
-        # Processes share out the methods; the devices of one alone share its cohorts.
-        devices = jax.device_count() if jax.process_count() == 1 else 1
-        strategy, choice = choose_strategy(config, one_round, rounds=rounds * len(own_methods), devices=devices)
-        for method in own_methods:
-            bar.start_part(method)
-            record = functools.partial(_record, method, grid, folder)
-            _sweep_method(method, config, experiment, strategy)(
-                rounds=rounds, rounds_per_chunk=chunk_length(rounds), callbacks=[record, bar]
-            )
-        bar.describe("waiting for the other processes")
-        wait_for_all("all methods are done")
-    if not first:
-        return {"status": "finished", **origin}
-    if jax.process_count() > 1:
-        order_records(folder, grid.methods)
-    plot_folder(folder)
-    cells = summarise_comparison(read_records(folder), config, experiment.task.measure)
-    summary = {
-        "status": "finished",
-        "cells": cells,
-        "strategy": choice,
-        "processes": jax.process_count(),
-        "compilation_cache": cache_use(),
-        "seconds": {
-            "total": time.perf_counter() - start,
-            "first_chunks_with_compilation": bar.first_chunk_seconds,
-            "steady": bar.steady_seconds,
-            "steady_rounds_per_second": bar.rounds_per_second,
-            "runs_at_once": len(grid.local_rates) * len(grid.seed_list),
-        },
-        **origin,
-    }
-    write_summary(folder, summary)
+    origin = _origin(config, experiment)
+    with opened(config, list(places.values()), known, preset=preset, overwrite=overwrite, resume=resume) as checkpoints:
+        earlier = recorded_strategy(folder, checkpoints) if resume else None
+        if first:
+            (folder / METRICS).unlink(missing_ok=True)  # joined anew from those of the methods
+            write_summary(folder, {"status": "unfinished", "strategy": earlier, **origin})
+        own = grid.methods[jax.process_index() :: jax.process_count()]
+        with ProgressBar(total_rounds=config.run.rounds * len(own), parts=len(own), quiet=quiet or not first) as bar:
+            choice = _choice(config, experiment, bar) if earlier is None else earlier
+            if first:
+                write_summary(folder, {"status": "unfinished", "strategy": choice, **origin})
+            notes = {"made_of": known, "strategy": choice}
+            for (method, where), checkpoint in zip(places.items(), checkpoints, strict=True):
+                if method in own:
+                    _method(method, config, experiment, where, checkpoint, notes, bar)
+            bar.describe("waiting for the other processes")
+            _wait_for_methods(list(places.values()) if first else [])
+            wait_for_all("all methods are done")
+        if not first:
+            return {"status": "finished", **origin}
+        join_records(folder, grid.methods)
+        plot_folder(folder)
+        summary = {
+            "status": "finished",
+            "cells": summarise_comparison(read_records(folder), config, experiment.task.measure),
+            "strategy": choice,
+            "compilation_cache": cache_use(),
+            "seconds": {
+                "total": time.perf_counter() - start,
+                "first_chunks_with_compilation": bar.first_chunk_seconds,
+                "steady": bar.steady_seconds,
+                "steady_rounds_per_second": bar.rounds_per_second,
+                "runs_at_once": len(grid.local_rates) * len(grid.seed_list),
+            },
+            **origin,
+        }
+        write_summary(folder, summary)
+        clear(folder)
     return summary
 
 
-def _sweep_method(method: str, config: CompareConfig, experiment: Experiment, strategy: str) -> Callable:
-    """``run(rounds=…, …)`` of a method from all initial local rates with all seeds."""
+def _check_strategy(config: CompareConfig) -> None:
+    if jax.process_count() > 1 and str(config.run.strategy).startswith("sharded"):
+        raise ConfigError(
+            f"strategy {config.run.strategy!r} divides a cohort between processes, but those of a comparison "
+            "divide its methods between them; leave 'sharded' away, or give --processes 1"
+        )
+
+
+def _origin(config: CompareConfig, experiment: Experiment) -> dict[str, Any]:
+    """What a summary says from the start."""
+    return {
+        "command": "compare",
+        "methods": list(config.compare.methods),
+        "local_rates": list(config.compare.local_rates),
+        "seeds": list(config.compare.seed_list),
+        "rounds": config.run.rounds,
+        **experiment.facts,
+        "processes": jax.process_count(),
+        "environment": environment(),
+    }
+
+
+def _choice(config: CompareConfig, experiment: Experiment, bar: ProgressBar) -> dict[str, Any]:
+    """The strategy, and how it was chosen."""
+    first_method = config.compare.methods[0]
+    own = len(config.compare.methods[jax.process_index() :: jax.process_count()])
+
+    def one_round(strategy: str):
+        return functools.partial(sweep, **_sweep_arguments(first_method, config, experiment, strategy), rounds=1)
+
+    bar.describe("choosing a strategy")
+    # Processes divide methods between them; the devices of one alone divide its cohorts.
+    devices = jax.device_count() if jax.process_count() == 1 else 1
+    _, choice = choose_strategy(config, one_round, rounds=config.run.rounds * own, devices=devices)
+    return choice
+
+
+def _method(
+    method: str,
+    config: CompareConfig,
+    experiment: Experiment,
+    where: Place,
+    checkpoint: Checkpoint | None,
+    notes: dict[str, Any],
+    bar: ProgressBar,
+) -> None:
+    """Runs the rounds of a method that are left, from all initial local rates with all seeds."""
+    rounds, every, folder = config.run.rounds, config.run.checkpoint_every, pathlib.Path(config.folder)
+    done = 0 if checkpoint is None else checkpoint.notes["rounds_done"]
+    bar.start_part(method, rounds_done=done)
+    if done < rounds:
+        arguments = _sweep_arguments(method, config, experiment, notes["strategy"]["used"])
+        states = None
+        if checkpoint is not None:
+            shapes = sweep_shapes(*(arguments[name] for name in ("make_algorithm", "settings", "params")))
+            states = restored(checkpoint, shapes)
+        with Stop(enabled=every > 0, notify=lambda: bar.describe("stopping")) as stop:
+            records = functools.partial(_records, method, config.compare)
+            recorder = Recorder(where, records, every=every, notes=notes, stop=stop)
+            timing = functools.partial(append_timing, folder, method=method)
+            sweep(
+                **arguments,
+                rounds=rounds,
+                rounds_per_chunk=rounds_per_chunk(config),
+                callbacks=[timing, recorder, bar],
+                states=states,
+            )
+    _done_mark(where).touch()
+
+
+def _done_mark(where: Place) -> pathlib.Path:
+    return where.checkpoints / "done"
+
+
+def _wait_for_methods(places: list[Place]) -> None:
+    """Waits until all methods are done; in Python, so that Ctrl-C ends it, which a wait in C++ would not let happen."""
+    while not all(_done_mark(where).exists() for where in places):
+        time.sleep(0.05)
+
+
+def _sweep_arguments(method: str, config: CompareConfig, experiment: Experiment, strategy: str) -> dict[str, Any]:
+    """Arguments of `sweep` for a method from all initial local rates with all seeds."""
     grid = config.compare
     starts = [experiment.start(seed) for seed in grid.seed_list]
-    return functools.partial(
-        sweep,
-        lambda local_rate: experiment.make_algorithm(method, local_rate, strategy=strategy),
-        {"local_rate": jnp.asarray(grid.local_rates)},
-        jnp.stack([key for _, key in starts]),
-        jax.tree.map(lambda *leaves: jnp.stack(leaves), *[params for params, _ in starts]),
-        place(strategy, experiment.task.data),
-        cohort_size=config.run.cohort_size,
-        evaluate=experiment.evaluate,
-        evaluation_data=place(strategy, experiment.evaluation_data),
-        eval_every=config.run.eval_every,
-        participation=experiment.participation,
-    )
+    return {
+        "make_algorithm": lambda local_rate: experiment.make_algorithm(method, local_rate, strategy=strategy),
+        "settings": {"local_rate": jnp.asarray(grid.local_rates)},
+        "keys": jnp.stack([key for _, key in starts]),
+        "params": jax.tree.map(lambda *leaves: jnp.stack(leaves), *[params for params, _ in starts]),
+        "data": place(strategy, experiment.task.data),
+        "cohort_size": config.run.cohort_size,
+        "evaluate": experiment.evaluate,
+        "evaluation_data": place(strategy, experiment.evaluation_data),
+        "eval_every": config.run.eval_every,
+        "participation": experiment.participation,
+    }
 
 
-def _record(method: str, grid: GridConfig, folder: pathlib.Path, done: Progress) -> None:
-    runs, records = len(grid.local_rates) * len(grid.seed_list), []
+def _records(method: str, grid: GridConfig, history: History) -> list[Record]:
+    records = []
     for i, local_rate in enumerate(grid.local_rates):
         for j, seed in enumerate(grid.seed_list):
-            history = jax.tree.map(lambda leaf, i=i, j=j: leaf[i, j], done.history)
-            labels = {"method": method, "initial_local_rate": local_rate, "seed": seed}
-            # the runs share the chunk's time: seconds over all records add up to it
-            records += history_records(history, done.seconds / runs, **labels)
-    append_records(folder, records)
+            one = jax.tree.map(lambda leaf, i=i, j=j: leaf[i, j], history)
+            records += history_records(one, method=method, initial_local_rate=local_rate, seed=seed)
+    return records
 
 
 def summarise_comparison(records: list[Record], config: CompareConfig, measure: Measure) -> list[dict[str, Any]]:

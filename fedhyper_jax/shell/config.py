@@ -157,6 +157,8 @@ class RunSettings:
     regression). None: the task's own, 0.8 for classification."""
     strategy: str = "auto"
     """How clients are run, which changes speed only: vectorized, sequential, chunked(c), debug; auto times them."""
+    checkpoint_every: int = 10
+    """Rounds from one checkpoint to the next; a stopped run goes on from its last one with --resume. 0: none."""
     out: str | None = None
     """Run folder; below runs/ and named by what is run if not given."""
 

@@ -89,6 +89,7 @@ def build_experiment(config: Config) -> Experiment:
                 "data": clients.dataset.name,
                 "data_source": clients.dataset.source,
                 "partition_digest": clients.digest,
+                "num_outputs": task.num_outputs,
                 "metric": dataclasses.asdict(measure),
                 f"target_{measure.name}": measure.target,
                 "rate_bounds": bounds,

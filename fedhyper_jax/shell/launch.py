@@ -7,6 +7,7 @@ run folder. Nothing here imports JAX before a process is pinned.
 
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import os
 import signal
@@ -76,7 +77,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         members, errors = [], []
         for index in range(processes):
             error = None if index == 0 else stack.enter_context(tempfile.TemporaryFile("w+"))
-            pin = {available[index % len(available)]} if available else None
+            pin = {available[index % len(available)]} if available else set()
             members.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "fedhyper_jax.shell.cli", *arguments],
@@ -90,11 +91,28 @@ def launch(arguments: Sequence[str], processes: int) -> int:
                     stdin=None if index == 0 else subprocess.DEVNULL,
                     stdout=None if index == 0 else subprocess.DEVNULL,
                     stderr=error,
-                    preexec_fn=(lambda pin=pin: os.sched_setaffinity(0, pin)) if pin else None,
+                    preexec_fn=functools.partial(_in_new_process, pin, os.getpid()) if os.name == "posix" else None,
                 )
             )
             errors.append(error)
         return _wait(members, errors)
+
+
+def _in_new_process(pin: set[int], launcher: int) -> None:
+    """Before the command starts: pins the process, and makes it end with the launcher, however that ends.
+
+    Processes that outlive a killed launcher would go on writing to the run folder that is being resumed.
+    """
+    if pin:
+        os.sched_setaffinity(0, pin)
+    if _set_death_signal is not None:
+        _set_death_signal(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != launcher:  # it ended before we could ask
+            os._exit(1)
+
+
+_PR_SET_PDEATHSIG = 1
+_set_death_signal = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 def _wait(members: list[subprocess.Popen], errors: list) -> int:
@@ -113,13 +131,11 @@ def _wait(members: list[subprocess.Popen], errors: list) -> int:
         failed = [index for index, member in enumerate(members) if member.returncode != 0]
         return _failure(members, errors, failed[0]) if failed else 0
     except KeyboardInterrupt:
-        # The terminal has told all of them; the first one says what it has to say.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            members[0].wait(_PATIENCE)
+        _interrupt(members)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
-        for member in members[1:]:  # they write nothing
+        for member in members[1:]:
             member.kill()
         members[0].terminate()
         try:
@@ -128,6 +144,21 @@ def _wait(members: list[subprocess.Popen], errors: list) -> int:
             members[0].kill()
         for member in members:
             member.wait()
+
+
+def _interrupt(members: list[subprocess.Popen]) -> None:
+    """Ctrl-C: all finish the rounds under way and write their checkpoints; a second one ends it at once.
+
+    A terminal has told all of them, but not everybody who stops a program is a terminal.
+    """
+    for member in members:
+        if member.poll() is None:
+            member.send_signal(signal.SIGINT)
+    members[0].wait()
+    # Those of a run wait for the first one in vain now; those of a comparison have rounds of their own.
+    deadline = time.monotonic() + _PATIENCE
+    while any(member.poll() is None for member in members) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _failure(members, errors, index: int) -> int:

@@ -32,6 +32,7 @@ class ProgressBar:
         self.total_rounds, self.parts, self.unit = total_rounds, parts, unit
         self.rounds_done = self.parts_started = self.steady_rounds = 0
         self.first_chunk_seconds, self.steady_seconds = 0.0, 0.0
+        self._compiles = True  # the next chunk does
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
@@ -58,10 +59,12 @@ class ProgressBar:
         """Seconds since the bar was entered."""
         return time.perf_counter() - self._start
 
-    def start_part(self, description: str) -> None:
-        """Says that the next compiled program begins."""
+    def start_part(self, description: str, rounds_done: int = 0) -> None:
+        """Says that the next compiled program begins, and how many of its rounds an earlier process did."""
         self.parts_started += 1
-        self._bar.update(self._task, description=description, speed="compiling")
+        self.rounds_done += rounds_done
+        self._compiles = True
+        self._bar.update(self._task, description=description, completed=self.rounds_done, speed="compiling")
 
     def describe(self, description: str) -> None:
         """Says what the part is doing now."""
@@ -71,7 +74,8 @@ class ProgressBar:
         """Takes note of a chunk of rounds."""
         rounds = done.rounds_done - done.first_round
         self.rounds_done += rounds
-        if done.first_round == 0:
+        if self._compiles:
+            self._compiles = False
             self.first_chunk_seconds += done.seconds
         else:
             self.steady_seconds += done.seconds

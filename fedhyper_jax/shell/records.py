@@ -1,7 +1,10 @@
 """The run folder: what is written, when, and how it is read back.
 
 ``config.toml`` first, then ``metrics.jsonl`` chunk by chunk as rounds are done, ``summary.json`` at the start (status
-"unfinished") and again at the end, ``parameters/`` and ``plots/`` last. A killed run leaves whole lines.
+"unfinished") and again at the end, ``parameters/`` and ``plots/`` last. A killed run leaves whole lines, and
+``checkpoints/`` to go on from, see `resume`; a finished one removes them. A comparison keeps the records of each method
+beside its checkpoints until all are done. What a clock says stands in ``timing.jsonl`` and under ``seconds`` in
+``summary.json`` alone, so that the same run leaves the same ``metrics.jsonl``.
 """
 
 import json
@@ -21,6 +24,7 @@ from fedhyper_jax.engine import History
 from fedhyper_jax.shell.config import COMMANDS, Config, ConfigError, to_toml
 
 CONFIG, METRICS, SUMMARY, PARAMETERS, PLOTS = "config.toml", "metrics.jsonl", "summary.json", "parameters", "plots"
+TIMING, CHECKPOINTS = "timing.jsonl", "checkpoints"
 _NOTES = "command", "preset"
 
 Record = dict[str, Any]
@@ -62,7 +66,7 @@ def prepare_folder(
                 )
             if not overwrite:
                 raise ConfigError(f"{folder} holds a run already; choose another folder with --out, or add --overwrite")
-            for name in (METRICS, SUMMARY, PARAMETERS, PLOTS):
+            for name in (METRICS, SUMMARY, PARAMETERS, PLOTS, TIMING, CHECKPOINTS):
                 _remove(folder / name)
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / CONFIG, to_toml(config, preset=preset))
@@ -111,18 +115,17 @@ def plain(value: Any) -> Any:
     return float(str(value)) if isinstance(value, np.generic) else value
 
 
-def history_records(history: History, seconds: float, **labels: Any) -> list[Record]:
+def history_records(history: History, **labels: Any) -> list[Record]:
     """One record a round of a `History` without other leading axes.
 
     Args:
       history: of some rounds of one run, as NumPy arrays.
-      seconds: these rounds took.
       **labels: go into each record, first.
 
     Returns:
       Per round: ``round`` (from 0), what was evaluated (such as ``accuracy`` and ``loss`` on the test set and
-      ``client_accuracy_*``; None where not evaluated), every other number of `RoundInfo` by its name, the `SHARES`
-      (None of nothing), and ``seconds``, the rounds' mean.
+      ``client_accuracy_*``; None where not evaluated), every other number of `RoundInfo` by its name, and the `SHARES`
+      (None of nothing).
     """
     info = history.info
     rounds = len(info.round)
@@ -137,7 +140,6 @@ def history_records(history: History, seconds: float, **labels: Any) -> list[Rec
                 **evaluation,
                 **numbers,
                 **{name: share(numbers[part], numbers[whole]) for name, (part, whole) in SHARES.items()},
-                "seconds": seconds / rounds,
             }
         )
     return records
@@ -159,11 +161,28 @@ def append_records(folder: str | os.PathLike, records: Iterable[Record]) -> None
         os.fsync(file.fileno())
 
 
-def order_records(folder: str | os.PathLike, methods: Sequence[str]) -> None:
-    """Puts the records of a comparison in the order of its methods, as one process would have written them."""
-    records = sorted(read_records(folder), key=lambda record: methods.index(record["method"]))  # sorting is stable
+def join_records(folder: str | os.PathLike, methods: Sequence[str]) -> None:
+    """Makes ``metrics.jsonl`` of what a comparison recorded of each method: run after run, in the order of the grid.
+
+    The order within a method is by initial local rate and seed as they first appear, whatever the chunks were.
+    """
+    place: dict[Any, int] = {}
+
+    def position(record: Record) -> tuple[int, int]:
+        cell = (record["initial_local_rate"], record["seed"])
+        return methods.index(record["method"]), place.setdefault(cell, len(place))
+
+    records = sorted(read_records(folder), key=position)  # sorting is stable
     text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
     _replace(pathlib.Path(folder) / METRICS, text)
+
+
+def _metrics_text(folder: pathlib.Path) -> str:
+    """The records of a run; of a comparison that is not finished, those of its methods one after the other."""
+    if (folder / METRICS).exists():
+        return (folder / METRICS).read_text(encoding="utf-8")
+    parts = [path.read_text(encoding="utf-8") for path in sorted((folder / CHECKPOINTS).glob(f"*/{METRICS}"))]
+    return "".join(part[: part.rfind("\n") + 1] for part in parts)
 
 
 def read_records(folder: str | os.PathLike) -> list[Record]:
@@ -176,7 +195,7 @@ def read_records(folder: str | os.PathLike) -> list[Record]:
     if read_notes(folder) is None:
         raise ConfigError(f"{folder} is not a run folder: it has no {CONFIG} written by fedhyper")
     try:
-        lines = (folder / METRICS).read_text(encoding="utf-8").split("\n")
+        lines = _metrics_text(folder).split("\n")
     except OSError:
         lines = []
     except UnicodeDecodeError as error:

@@ -111,6 +111,7 @@ def build_task(config: ModelConfig, dataset: Dataset, data: ClientData, target: 
         test={name: jnp.asarray(array) for name, array in dataset.test.items()},
         inputs=inputs,
         model=model,
+        num_outputs=int(kind.num_outputs(dataset)),
         loss_fn=kind.loss(model),
         metrics_fn=kind.metrics(model),
         measure=measure if target is None else measure.with_target(target),

@@ -1,32 +1,45 @@
 """One run of one method, from its configuration to its run folder; what `fedhyper run` does."""
 
+import functools
+import pathlib
+import shutil
 import time
 from typing import Any
 
 import jax
 
-from fedhyper_jax.engine import Progress, parse_strategy, place, run, simulate
+from fedhyper_jax.base import Params
+from fedhyper_jax.engine import parse_strategy, place, run, simulate
 from fedhyper_jax.shell.cache import cache_use
 from fedhyper_jax.shell.checkpoint import save_parameters
+from fedhyper_jax.shell.checkpoint_file import Checkpoint
 from fedhyper_jax.shell.config import RunConfig
-from fedhyper_jax.shell.experiment import build_experiment
+from fedhyper_jax.shell.experiment import Experiment, build_experiment
 from fedhyper_jax.shell.plots import plot_folder
-from fedhyper_jax.shell.progress import ProgressBar, chunk_length
-from fedhyper_jax.shell.records import (
-    PARAMETERS,
-    append_records,
-    environment,
-    history_records,
-    prepare_folder,
-    read_records,
-    write_summary,
-)
+from fedhyper_jax.shell.progress import ProgressBar
+from fedhyper_jax.shell.recorder import Recorder, Stop, append_timing, rounds_per_chunk
+from fedhyper_jax.shell.records import PARAMETERS, environment, history_records, read_records, write_summary
 from fedhyper_jax.shell.report import summarise_records
+from fedhyper_jax.shell.resume import (
+    Place,
+    clear,
+    finished_summary,
+    made_of,
+    opened,
+    recorded_strategy,
+    restored,
+    run_place,
+)
 from fedhyper_jax.shell.strategy import choose_strategy
 
 
 def train(
-    config: RunConfig, *, preset: str | None = None, overwrite: bool = False, quiet: bool = True
+    config: RunConfig,
+    *,
+    preset: str | None = None,
+    overwrite: bool = False,
+    quiet: bool = True,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Runs a configuration and leaves a run folder behind.
 
@@ -37,42 +50,92 @@ def train(
       preset: name of the preset that it is, unchanged.
       overwrite: whether an earlier run in the folder is replaced.
       quiet: no progress bar.
+      resume: go on from the last checkpoint in the folder, or from round 0 where there is none. A finished run is left
+        as it is.
 
     Returns:
       The summary, as in ``summary.json``.
 
     Raises:
-      ConfigError: a configuration that cannot be used, or a folder that is not to be touched.
+      ConfigError: a configuration that cannot be used, or a folder that is not to be touched or cannot be resumed.
+      Interrupted: Ctrl-C, after a checkpoint.
 
     Example:
       >>> import tempfile
       >>> from fedhyper_jax.shell.config import SimulationConfig
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     summary = train(RunConfig(run=SimulationConfig(rounds=3, strategy="sequential", out=folder)))
-      >>> summary["status"], summary["rounds"]
-      ('finished', 3)
+      ...     config = RunConfig(run=SimulationConfig(rounds=3, strategy="sequential", out=folder))
+      ...     summary = train(config)
+      ...     again = train(config, resume=True)  # nothing is left to do
+      >>> summary["status"], summary["rounds"], again == summary
+      ('finished', 3, True)
     """
     start = time.perf_counter()
-    first = jax.process_index() == 0
+    finished = finished_summary(config.folder) if resume else None
+    if finished is not None:
+        return finished
+    rounds_per_chunk(config)  # refuses
     experiment = build_experiment(config)
-    folder = prepare_folder(config.folder, config, preset=preset, overwrite=overwrite) if first else None
-    origin = {
+    folder, where = pathlib.Path(config.folder), run_place(pathlib.Path(config.folder))
+    known = made_of(config, (experiment.task.data, experiment.evaluation_data))
+    first = jax.process_index() == 0
+    origin = _origin(config, experiment)
+    with opened(config, [where], known, preset=preset, overwrite=overwrite, resume=resume) as (checkpoint,):
+        earlier = recorded_strategy(folder, [checkpoint]) if resume else None
+        if first:
+            write_summary(folder, {"status": "unfinished", "strategy": earlier, **origin})
+        with ProgressBar(total_rounds=config.run.rounds, parts=1, quiet=quiet or not first) as bar:
+            choice = _choice(config, experiment, bar) if earlier is None else earlier
+            if first:
+                write_summary(folder, {"status": "unfinished", "strategy": choice, **origin})
+            notes = {"made_of": known, "strategy": choice}
+            params = _rounds(config, experiment, where, checkpoint, notes, bar)
+        if not first:
+            return {"status": "finished", **origin}
+        _save_parameters(folder, params)
+        plot_folder(folder)
+        measured = summarise_records(read_records(folder), experiment.task.measure)
+        summary = {
+            "status": "finished",
+            **measured,
+            "strategy": choice,
+            "compilation_cache": cache_use(),
+            "seconds": {
+                "total": time.perf_counter() - start,
+                "first_chunk_with_compilation": bar.first_chunk_seconds,
+                "steady": bar.steady_seconds,
+                "steady_rounds_per_second": bar.rounds_per_second,
+            },
+            **origin,
+        }
+        write_summary(folder, summary)
+        clear(folder)
+    return summary
+
+
+def _origin(config: RunConfig, experiment: Experiment) -> dict[str, Any]:
+    """What a summary says from the start."""
+    return {
         "command": "run",
         "method": config.method.name,
         "initial_local_rate": config.method.local_rate,
         "seed": config.run.seed,
         **experiment.facts,
+        "processes": jax.process_count(),
         "environment": environment(),
     }
-    if first:
-        write_summary(folder, {"status": "unfinished", **origin})
+
+
+def _make_algorithm(config: RunConfig, experiment: Experiment, strategy: str):
+    return experiment.make_algorithm(config.method.name, config.method.local_rate, strategy=strategy)
+
+
+def _choice(config: RunConfig, experiment: Experiment, bar: ProgressBar) -> dict[str, Any]:
+    """The strategy, and how it was chosen."""
     params, key = experiment.start(config.run.seed)
 
-    def make_algorithm(strategy: str):
-        return experiment.make_algorithm(config.method.name, config.method.local_rate, strategy=strategy)
-
     def one_round(strategy: str):
-        algorithm, data = make_algorithm(strategy), place(strategy, experiment.task.data)
+        algorithm, data = _make_algorithm(config, experiment, strategy), place(strategy, experiment.task.data)
         state = algorithm.init(params)
         return lambda: simulate(
             algorithm,
@@ -84,48 +147,55 @@ def train(
             participation=experiment.participation,
         )
 
-    def record(done: Progress) -> None:
-        if first:
-            append_records(folder, history_records(done.history, done.seconds))
+    bar.describe("choosing a strategy")
+    _, choice = choose_strategy(config, one_round, rounds=config.run.rounds)
+    return choice
 
-    with ProgressBar(total_rounds=config.run.rounds, parts=1, quiet=quiet or not first) as bar:
-        bar.start_part("choosing a strategy")
-        strategy, choice = choose_strategy(config, one_round, rounds=config.run.rounds)
-        algorithm = make_algorithm(strategy)
-        bar.describe(config.method.name)
+
+def _rounds(
+    config: RunConfig,
+    experiment: Experiment,
+    where: Place,
+    checkpoint: Checkpoint | None,
+    notes: dict[str, Any],
+    bar: ProgressBar,
+) -> Params:
+    """Runs the rounds that are left; the parameters at their end."""
+    strategy, settings, folder = notes["strategy"]["used"], config.run, where.metrics.parent
+    algorithm = _make_algorithm(config, experiment, strategy)
+    params, key = experiment.start(settings.seed)
+    state = algorithm.init(params)
+    if checkpoint is not None:
+        state = place(strategy, restored(checkpoint, state))
+    done = int(state.round)
+    bar.start_part(config.method.name, rounds_done=done)
+    if done == settings.rounds:  # stopped while the run folder was completed
+        return algorithm.evaluated_params(state)
+    with Stop(enabled=settings.checkpoint_every > 0, notify=lambda: bar.describe("stopping")) as stop:
+        callbacks = [bar]
+        if jax.process_index() == 0:
+            recorder = Recorder(where, history_records, every=settings.checkpoint_every, notes=notes, stop=stop)
+            callbacks = [functools.partial(append_timing, folder), recorder, bar]
         state, _ = run(
             algorithm,
             key,
-            algorithm.init(params),
+            state,
             place(strategy, experiment.task.data),
-            rounds=config.run.rounds,
-            cohort_size=config.run.cohort_size,
+            rounds=settings.rounds - done,
+            cohort_size=settings.cohort_size,
             evaluate=experiment.evaluate,
             evaluation_data=place(strategy, experiment.evaluation_data),
-            eval_every=config.run.eval_every,
+            eval_every=settings.eval_every,
             participation=experiment.participation,
-            rounds_per_chunk=chunk_length(config.run.rounds),
-            callbacks=[record, bar],
+            rounds_per_chunk=rounds_per_chunk(config),
+            callbacks=callbacks,
             compiles=parse_strategy(strategy).compiles,
         )
-    if not first:
-        return {"status": "finished", **origin}
-    save_parameters(folder / PARAMETERS, jax.device_get(algorithm.evaluated_params(state)))
-    plot_folder(folder)
-    measured = summarise_records(read_records(folder), experiment.task.measure)
-    summary = {
-        "status": "finished",
-        **measured,
-        "strategy": choice,
-        "processes": jax.process_count(),
-        "compilation_cache": cache_use(),
-        "seconds": {
-            "total": time.perf_counter() - start,
-            "first_chunk_with_compilation": bar.first_chunk_seconds,
-            "steady": bar.steady_seconds,
-            "steady_rounds_per_second": bar.rounds_per_second,
-        },
-        **origin,
-    }
-    write_summary(folder, summary)
-    return summary
+    return algorithm.evaluated_params(state)
+
+
+def _save_parameters(folder: pathlib.Path, params: Params) -> None:
+    """Writes the final parameters, whatever a process that was killed meanwhile has left of them."""
+    for left in (folder / PARAMETERS, *folder.glob(f"{PARAMETERS}.orbax-checkpoint-tmp*")):
+        shutil.rmtree(left, ignore_errors=True)
+    save_parameters(folder / PARAMETERS, jax.device_get(params))

@@ -98,6 +98,7 @@ class Task:
       test: the server's test examples.
       inputs: one batch of inputs, of which only shape and dtype matter: for ``model.init``.
       model: the model.
+      num_outputs: of the model, per example or per position.
       loss_fn: its loss.
       metrics_fn: its metrics, one value an example.
       measure: the metric that is reported first.
@@ -108,6 +109,7 @@ class Task:
     test: Batch
     inputs: Array
     model: Model
+    num_outputs: int
     loss_fn: LossFunction
     metrics_fn: MetricsFunction
     measure: Measure

@@ -79,6 +79,8 @@ def test_the_shell_commands(command, tmp_path, monkeypatch):
     arguments, quick = command[1:], ["--rounds", "2", "--strategy", "sequential", "--quiet"]
     if arguments[0] == "plot":
         assert main(["run", "--data", "digits", *quick, "--out", "runs/demo"]) == 0
+    if "--resume" in arguments:
+        assert main(["run", "--local-rate", "0.01", *quick, "--out", arguments[-1]]) == 0
     if arguments[0] == "run":
         arguments += quick
     if arguments[0] == "bench":

@@ -1,0 +1,96 @@
+"""Real processes that are killed or interrupted; `python experiments/fifty_kills.py` does it at length."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments import fifty_kills
+from fedhyper_jax.shell.cli import main
+from fedhyper_jax.shell.records import read_records, read_summary
+
+TINY = fifty_kills.TINY.split()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """The processes started here compile a program once."""
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+
+
+def test_a_run_that_is_killed_twice_once_during_a_save(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "highest")  # as this very process has it
+    arguments = ["run", *TINY, *fifty_kills.SETTINGS["run"].split(), "--rounds", "40", "--checkpoint-every", "1"]
+    whole, folder = tmp_path / "undisturbed", tmp_path / "killed"
+    assert main([*arguments, "--out", str(whole)]) == 0
+    log, draw = subprocess.DEVNULL, random.Random(0)
+    process = fifty_kills.start([*arguments, "--out", str(folder)], log)
+    fifty_kills.kill_somewhere(process, folder, 2, False, draw)
+    first = fifty_kills.rounds_done(folder)
+    process = fifty_kills.start(["run", "--resume", str(folder), "--quiet"], log)
+    fifty_kills.kill_somewhere(process, folder, min(first + 2, 39), True, draw)
+    assert 2 <= first <= fifty_kills.rounds_done(folder) < 40
+    assert main(["run", "--resume", str(folder), "--quiet"]) == 0
+    assert fifty_kills.compare_folders(folder, whole), capsys.readouterr().out
+
+
+def test_ctrl_c_stops_several_processes_and_they_go_on(tmp_path, monkeypatch):
+    """The launcher alone is told; the number of processes comes back by itself."""
+    monkeypatch.delenv("FEDHYPER_PROCESSES")
+    arguments = ["run", *TINY, "--strategy", "sequential", "--rounds", "400", "--processes", "2"]
+    folder = tmp_path / "run"
+    with open(tmp_path / "log", "w+") as log:
+        process = fifty_kills.start([*arguments, "--out", str(folder)], log)
+        fifty_kills.wait_for(lambda: fifty_kills.rounds_done(folder) >= 10, process, 200, pause=0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        log.seek(0)
+        said = log.read()
+    assert "of 400 rounds are done and saved; go on with: fedhyper run --resume" in said
+    assert read_summary(folder)["status"] == "unfinished"
+    done = fifty_kills.rounds_done(folder)
+    assert 10 <= done < 400 and len(read_records(folder)) == done
+    again = subprocess.run(
+        [*fifty_kills.FEDHYPER, "run", "--resume", str(folder), "--quiet"], capture_output=True, text=True, timeout=300
+    )
+    assert again.returncode == 0, again.stderr
+    assert [record["round"] for record in read_records(folder)] == list(range(400))
+    assert (read_summary(folder)["status"], read_summary(folder)["processes"]) == ("finished", 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is of Linux")
+def test_processes_end_with_a_launcher_that_is_killed():
+    program = (
+        "import functools, os, subprocess, time; from fedhyper_jax.shell.launch import _in_new_process as start; "
+        "child = subprocess.Popen(['sleep', '100'], preexec_fn=functools.partial(start, set(), os.getpid())); "
+        "print(child.pid, flush=True); time.sleep(100)"
+    )
+    launcher = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    child = int(launcher.stdout.readline())
+    assert _runs(child)
+    launcher.kill()
+    launcher.communicate()
+    deadline = time.monotonic() + 5
+    while _runs(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not _runs(child)
+
+
+def _runs(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_half_a_checkpoint_is_what_a_kill_during_a_save_leaves(tmp_path):
+    """That the script sees it."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".round-00000003.ckpt.tmp").write_bytes(b"half")
+    (tmp_path / "checkpoints" / "round-00000002.ckpt").write_bytes(os.urandom(3))
+    assert fifty_kills.half_written(tmp_path) and fifty_kills.rounds_done(tmp_path) == 2
