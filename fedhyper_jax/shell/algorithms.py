@@ -189,6 +189,9 @@ def _as_kind_of(default: Any, value: float | str, option: str) -> float | int | 
 
 
 def _not_taken(option: str, names: Sequence[str], taken: Iterable[str]) -> str:
+    own = [METHODS[part].own_global_rate for name in names for part in parse_method(name)]
+    if option == "global_rate" and any(own):
+        return f"{', '.join(names)} takes no global_rate: {next(filter(None, own))}; leave it out"
     owners = [name for name, method in METHODS.items() if option in method.options]
     one = len(names) == 1
     problem = (

@@ -217,7 +217,7 @@ BAD = {
     "optimizer rate": (["run", "--server-optimizer-rate", "-1"], "server_optimizer_rate must be finite and > 0"),
     "no such option": (
         ["run", "--method", "fedprox+G", "--options", "proximal_wieght", "1"],
-        "unknown option 'proximal_wieght' of fedprox+G; known: global_bounds, global_rate, hyper_rate, ",
+        "unknown option 'proximal_wieght' of fedprox+G; known: global_bounds, global_gamma, global_rate, hyper_rate, ",
     ),
     "option of another": (
         ["run", "--method", "scaffold", "--options", "proximal_weight", "1"],
@@ -227,7 +227,7 @@ BAD = {
         ["compare", "--methods", "fedavg", "scaffold", "--hyper-rate", "0.5"],
         "hyper_rate is of G, SL, CL, not of any of fedavg, scaffold; known: global_rate",
     ),
-    "unused global rate": (["run", "--method", "fedexp", "--global-rate", "2"], "not of fedexp; known: epsilon"),
+    "unused global rate": (["run", "--method", "fedexp", "--global-rate", "2"], "fedexp takes no global_rate: "),
     "option with a flag": (
         ["run", "--options", "hyper_rate", "0.5"],
         "hyper_rate is a setting of its own, not one of options; use --hyper-rate",
@@ -246,7 +246,7 @@ BAD = {
     "two rules": (["run", "--method", "G+fedexp"], "both set the global rate"),
     "two server steps": (
         ["run", "--method", "fedadam", "--server-optimizer", "momentum"],
-        "server_optimizer and fedadam both set the server optimizer",
+        "fedadam and the argument server_optimizer both set the server optimizer",
     ),
     "method twice": (["run", "--method", "fedprox+fedprox"], "names one twice"),
     "scaled mechanic": (
