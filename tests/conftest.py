@@ -26,6 +26,20 @@ if "device_count=4" not in os.environ["XLA_FLAGS"]:
     collect_ignore.append("engine/test_sharded.py")  # test_devices.py runs it, in a process with four devices
 
 
+def pytest_addoption(parser):
+    """``--all`` runs the full product too: every method with every strategy, dtype and sweep (``make test-all``)."""
+    parser.addoption("--all", action="store_true", help="run the tests marked 'product' too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Without ``--all`` tests marked 'product' are left out; what stands for them is said where they are marked."""
+    if config.getoption("--all"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("product")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("product")]
+
+
 @pytest.fixture(autouse=True)
 def fresh_trace_counts():
     """chex counts traces by a function's name, across the parameters of a test."""

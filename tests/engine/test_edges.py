@@ -10,7 +10,6 @@ import pytest
 from fedhyper_jax import EvaluationData, fedavg, fedhyper, make_evaluation, metrics, run, simulate, sweep
 from fedhyper_jax.base import Model
 from fedhyper_jax.data import Cohort, client_batches, local_epochs, local_steps, make_cohort, pack
-from fedhyper_jax.engine.strategies import Assignment, Slots, parse_strategy
 from fedhyper_jax.hypergradient import adapt, adaptive_rate
 from fedhyper_jax.parts.rates import Feedback, hypergradient
 from tests.helpers import logistic_loss, logistic_params, play
@@ -229,22 +228,6 @@ def test_other_optimizers_run_on_either_side(key, federation, optimizer):
     debug = fedavg(logistic_loss, client_optimizer=optimizer, strategy="debug", **settings)
     slow, _ = play(debug, key, federation, [[0, 2], [3]], jit=False)
     chex.assert_trees_all_close(slow.params, state.params, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "strategy", ["vectorized", "sequential", "chunked(2)", "chunked(3)", "debug", "sharded(vectorized)"]
-)
-def test_strategies_keep_the_order_of_clients(strategy):
-    ids, steps = jnp.array([4, 1, 7, 3, 0]), jnp.array([5, 1, 3, 1, 2])
-
-    def client_fn(factor, client, num_steps, loop):
-        client_id = client.client_id
-        return {"sum": client_id.astype(jnp.float32) ** 2}, factor * client_id
-
-    slots = Slots(Assignment(ids, steps), None, padding_id=0)
-    total, stacked = parse_strategy(strategy).map_reduce(client_fn, jnp.array(10), slots)
-    assert stacked.tolist() == [40, 10, 70, 30, 0]
-    assert float(total["sum"]) == 75.0
 
 
 def test_a_run_goes_on_where_it_stopped(key, federation):

@@ -1,4 +1,4 @@
-"""What a strategy runs: few steps for nobody, no host inside a round, and no more memory than is said."""
+"""Strategies on their seam: the same sums and rows as NumPy, few steps for nobody, no host inside a round."""
 
 import chex
 import jax
@@ -7,9 +7,39 @@ import numpy as np
 import pytest
 
 from fedhyper_jax import data, fedavg, make_method, simulate
+from fedhyper_jax.engine.strategies import parse_strategy
+from tests.engine import toys
 from tests.helpers import logistic_loss, logistic_params
 
 BATCH = 10
+
+
+COMPILED = ["vectorized", "sequential", "chunked(2)", "chunked(3)", "sharded(vectorized)", "sharded(chunked(2))"]
+
+
+@pytest.mark.parametrize("toy", toys.TOYS)
+@pytest.mark.parametrize("strategy", [*COMPILED, "debug"])
+def test_every_strategy_maps_and_reduces_as_numpy_does(strategy, toy):
+    """Ragged steps, padded slots anywhere, static steps, sums of floats and integers, rows in the cohort's order."""
+    toys.assert_agrees(toys.run(strategy, toys.TOYS[toy], toys.shared()), toys.TOYS[toy])
+
+
+@pytest.mark.parametrize("strategy", ["vectorized", "sequential", "chunked(2)"])
+def test_a_sweep_of_strategies_gives_each_run_its_own(strategy):
+    """Under vmap over what is shared and over the cohorts, whose loops end at other steps."""
+    cohorts = [toys.TOYS["ragged"], toys.Toy((8, 2, 1, 6, 5), (1, 2, 9, 4, 1)), toys.TOYS["some never start"]]
+    factors = [0.5, 1.0, 0.25]
+    given = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(toys.shared, factors))
+    clients = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(toys.slots(toy).clients for toy in cohorts))
+    together = jax.jit(
+        jax.vmap(
+            lambda given, clients: parse_strategy(strategy).map_reduce(
+                toys.client_fn, given, toys.slots(cohorts[0])._replace(clients=clients)
+            )
+        )
+    )(given, clients)
+    for index, (toy, factor) in enumerate(zip(cohorts, factors, strict=True)):
+        toys.assert_agrees(jax.tree.map(lambda leaf, i=index: leaf[i], together), toy, factor)
 
 
 def skewed(kind):
