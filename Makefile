@@ -1,5 +1,5 @@
-# Two commands: `make demo` and `make test` (`make test-all` is the long one). Each sets up its own environment in .venv from nothing but
-# Python 3.11 to 3.13 and pip. Another interpreter: `make test PYTHON=python3.12`.
+# Two commands: `make demo` and `make test`, and `make test-all` for the long way. Each sets up its own environment in
+# .venv from nothing but Python 3.11 to 3.13 and pip. Another interpreter: `make test PYTHON=python3.12`.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
