@@ -12,13 +12,13 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 # The full product as well: every method with every strategy, dtype and sweep, of which `make test` runs a sum that proves
 # the same (tests/conftest.py).
 test-all: .venv/ready
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n $(WORKERS) --all
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --all
 
 lint: .venv/ready
 	$(BIN)/ruff check --fix .
