@@ -1,18 +1,24 @@
-# Two commands: `make demo` and `make test`. Each sets up its own environment in .venv from nothing but
-# Python 3.11 to 3.13 and pip. Another interpreter: `make test PYTHON=python3.12`.
+# Two commands: `make demo` and `make test`, and `make test-all` for the long way. Each sets up its own environment in
+# .venv from nothing but Python 3.11 to 3.13 and pip. Another interpreter: `make test PYTHON=python3.12`.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 demo: .venv/ready
 	$(BIN)/fedhyper compare --preset demo
 
 test: .venv/ready
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+# The full product as well: every method with every strategy, dtype and sweep, of which `make test` runs a sum that proves
+# the same (tests/conftest.py).
+test-all: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --all
 
 lint: .venv/ready
 	$(BIN)/ruff check --fix .

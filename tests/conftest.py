@@ -26,6 +26,26 @@ if "device_count=4" not in os.environ["XLA_FLAGS"]:
     collect_ignore.append("engine/test_sharded.py")  # test_devices.py runs it, in a process with four devices
 
 
+def pytest_addoption(parser):
+    """``--all`` runs the full product too: every method with every strategy, dtype and sweep (``make test-all``)."""
+    parser.addoption("--all", action="store_true", help="run the tests marked 'product' too")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Without ``--all`` tests marked 'product' are left out; what stands for them is said where they are marked.
+
+    Tests that share a compiled program stay in one process: those of a module, or of one `Bench` where it has several.
+    """
+    if not config.getoption("--all"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("product")])
+        items[:] = [item for item in items if not item.get_closest_marker("product")]
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            bench = getattr(item, "callspec", None) and item.callspec.params.get("bench")
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}, {bench}" if bench else str(item.path)))
+
+
 @pytest.fixture(autouse=True)
 def fresh_trace_counts():
     """chex counts traces by a function's name, across the parameters of a test."""
@@ -34,9 +54,22 @@ def fresh_trace_counts():
 
 @pytest.fixture(autouse=True, scope="module")
 def no_programs_left():
-    """Each compiled program holds memory maps; at the 65,530 that Linux allows a process, JAX dies of a SIGSEGV."""
+    """Each compiled program holds memory maps; at the 65,530 that Linux allows a process, JAX dies of a SIGSEGV.
+
+    Before that they stay: many small ones serve the next module too.
+    """
     yield
-    jax.clear_caches()
+    if memory_maps() > 20_000:
+        jax.clear_caches()
+
+
+def memory_maps() -> int:
+    """How many this process holds, where that is known."""
+    try:
+        with open("/proc/self/maps", "rb") as maps:
+            return sum(1 for _ in maps)
+    except OSError:
+        return 0
 
 
 @pytest.fixture

@@ -22,6 +22,12 @@ def logistic_params(dtype=jnp.float32):
     return {"weights": weights, "bias": jnp.zeros(3, dtype)}
 
 
+def mixed_params():
+    """Weights in bfloat16 and a bias in float32, as where a model keeps its norms in float32."""
+    params = logistic_params(jnp.float32)
+    return {**params, "weights": params["weights"].astype(jnp.bfloat16)}
+
+
 def play(algorithm, key, data, cohorts, params=None, jit=True):
     """Runs one round per cohort; returns the last state and all infos."""
     state = algorithm.init(logistic_params() if params is None else params)

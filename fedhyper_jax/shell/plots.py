@@ -40,7 +40,7 @@ _NAMES = {"fedavg": "FedAvg", "decay_global": "Decay-G", "decay_local": "Decay-S
 _DPI = 150
 
 
-class Line(NamedTuple):
+class Curve(NamedTuple):
     """One method's records, seed by seed."""
 
     method: str
@@ -140,7 +140,7 @@ def _marks(summary: dict[str, Any], local_rate: float | None = None) -> Marks:
 
 
 def _run_figures(records: list[Record], config: RunConfig | None, summary: dict[str, Any]) -> dict[str, Figure]:
-    lines = [Line("" if config is None else config.method.name, [records])]
+    lines = [Curve("" if config is None else config.method.name, [records])]
     marks = _marks(summary)
     figures = {}
     for name in _PANELS:
@@ -170,7 +170,7 @@ def _comparison_figures(records: list[Record], config: Config | None, summary: d
     others = [method for method in methods if method not in _STYLES]
     lines = {
         rate: [
-            Line(method, list(groups[method, rate].values()), others.index(method) if method in others else 0)
+            Curve(method, list(groups[method, rate].values()), others.index(method) if method in others else 0)
             for method in methods
             if (method, rate) in groups
         ]
@@ -188,7 +188,7 @@ def _comparison_figures(records: list[Record], config: Config | None, summary: d
     return figures
 
 
-def _overview(lines: dict[float, list[Line]], marks_of: dict[float, Marks], title: str) -> Figure:
+def _overview(lines: dict[float, list[Curve]], marks_of: dict[float, Marks], title: str) -> Figure:
     """A row an initial local rate: the metric, and the local and the global rate behind it."""
     figure = Figure(figsize=(10, 1.1 + 2.8 * len(lines)), layout="constrained")
     panels = figure.subplots(len(lines), 3, squeeze=False, width_ratios=(1.6, 1, 1))
@@ -205,7 +205,7 @@ def _overview(lines: dict[float, list[Line]], marks_of: dict[float, Marks], titl
     return figure
 
 
-def _rate_figure(lines: list[Line], marks: Marks, title: str) -> Figure:
+def _rate_figure(lines: list[Curve], marks: Marks, title: str) -> Figure:
     """The metric and the global rate; the local rates method by method; inner products and clipped shares."""
     moving = [line for line in lines if line.moves("client_rate_max") or line.moves("client_rate_min")]
     figure = Figure(figsize=(10, 8.6 if moving else 6.2), layout="constrained")
@@ -226,7 +226,7 @@ def _rate_figure(lines: list[Line], marks: Marks, title: str) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, name: str, lines: list[Line], marks: Marks, title: str | None = None) -> None:
+def _panel(axes: Axes, name: str, lines: list[Curve], marks: Marks, title: str | None = None) -> None:
     standard, draw = _PANELS[name]
     draw(axes, lines, marks)
     known = name == "metric" and marks.measure is not None
@@ -234,7 +234,7 @@ def _panel(axes: Axes, name: str, lines: list[Line], marks: Marks, title: str | 
     _finish(axes, (title or (marks.title if name == "metric" else standard)) + note)
 
 
-def _draw_metric(axes: Axes, lines: list[Line], marks: Marks) -> None:
+def _draw_metric(axes: Axes, lines: list[Curve], marks: Marks) -> None:
     measure = marks.measure
     for line in lines:
         _mean_and_spread(axes, line, marks.metric)
@@ -251,7 +251,7 @@ def _draw_metric(axes: Axes, lines: list[Line], marks: Marks) -> None:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
-def _draw_global_rate(axes: Axes, lines: list[Line], marks: Marks) -> None:
+def _draw_global_rate(axes: Axes, lines: list[Curve], marks: Marks) -> None:
     for line in _distinct(lines, "global_rate"):
         _mean_and_spread(axes, line, "global_rate")
     low, high = axes.get_ylim()
@@ -260,7 +260,7 @@ def _draw_global_rate(axes: Axes, lines: list[Line], marks: Marks) -> None:
     _draw_bounds(axes, marks.global_bounds)
 
 
-def _draw_local_rates(axes: Axes, lines: list[Line], marks: Marks) -> None:
+def _draw_local_rates(axes: Axes, lines: list[Curve], marks: Marks) -> None:
     """The median client (its median over seeds), and the range over all clients of all seeds."""
     for line in lines:
         rounds, low = line.values("client_rate_min")
@@ -271,7 +271,7 @@ def _draw_local_rates(axes: Axes, lines: list[Line], marks: Marks) -> None:
     _draw_median_rates(axes, lines, marks)
 
 
-def _draw_median_rates(axes: Axes, lines: list[Line], marks: Marks) -> None:
+def _draw_median_rates(axes: Axes, lines: list[Curve], marks: Marks) -> None:
     for line in _distinct(lines, "client_rate_median"):
         rounds, median = line.values("client_rate_median")
         if len(rounds):
@@ -289,7 +289,7 @@ def _draw_median_rates(axes: Axes, lines: list[Line], marks: Marks) -> None:
     _draw_bounds(axes, marks.local_bounds)
 
 
-def _distinct(lines: list[Line], name: str) -> list[Line]:
+def _distinct(lines: list[Curve], name: str) -> list[Curve]:
     """Rates that never move and are the same are one line, the first method's: FedAvg's, where it takes part."""
     still = {}
     for line in lines:
@@ -307,7 +307,7 @@ def _draw_bounds(axes: Axes, bounds: list[float | None] | None) -> None:
             axes.axhline(bound, color="#888888", linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=1)
 
 
-def _draw_inner_product(axes: Axes, lines: list[Line], marks: Marks) -> None:
+def _draw_inner_product(axes: Axes, lines: list[Curve], marks: Marks) -> None:
     del marks
     largest = 0.0
     for line in lines:
@@ -329,7 +329,7 @@ def _draw_inner_product(axes: Axes, lines: list[Line], marks: Marks) -> None:
     axes.axhline(0, color="#999999", linewidth=0.8, zorder=0)
 
 
-def _draw_clipped_share(axes: Axes, lines: list[Line], marks: Marks) -> None:
+def _draw_clipped_share(axes: Axes, lines: list[Curve], marks: Marks) -> None:
     """Share of a round's rate updates, of both rates and over all seeds, that lay outside the bounds."""
     del marks
     for line in lines:
@@ -344,7 +344,7 @@ def _draw_clipped_share(axes: Axes, lines: list[Line], marks: Marks) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
-_PANELS: dict[str, tuple[str, Callable[[Axes, list[Line], Marks], None]]] = {
+_PANELS: dict[str, tuple[str, Callable[[Axes, list[Curve], Marks], None]]] = {
     "metric": ("", _draw_metric),  # its title is the task's
     "global_rate": ("Global rate", _draw_global_rate),
     "local_rates": ("Local rates: median and range of clients", _draw_local_rates),
@@ -353,12 +353,12 @@ _PANELS: dict[str, tuple[str, Callable[[Axes, list[Line], Marks], None]]] = {
 }
 
 
-def _total(line: Line, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _total(line: Curve, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     parts = [line.values(name) for name in names]
     return parts[0][0], sum(np.nansum(values, axis=0) for _, values in parts)
 
 
-def _mean_and_spread(axes: Axes, line: Line, name: str) -> None:
+def _mean_and_spread(axes: Axes, line: Curve, name: str) -> None:
     rounds, values = line.values(name)
     if not len(rounds):
         return

@@ -8,10 +8,11 @@ import sys
 SHARDED = pathlib.Path(__file__).with_name("test_sharded.py")
 
 
-def test_sharded_rounds_on_four_devices():
+def test_sharded_rounds_on_four_devices(request):
     flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
+    everything = ["--all"] if request.config.getoption("--all") else []
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:xdist", "-q", str(SHARDED)],
+        [sys.executable, "-m", "pytest", "-p", "no:xdist", "-q", *everything, str(SHARDED)],
         env={**os.environ, "XLA_FLAGS": flags},
         capture_output=True,
         text=True,

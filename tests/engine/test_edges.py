@@ -10,7 +10,6 @@ import pytest
 from fedhyper_jax import EvaluationData, fedavg, fedhyper, make_evaluation, metrics, run, simulate, sweep
 from fedhyper_jax.base import Model
 from fedhyper_jax.data import Cohort, client_batches, local_epochs, local_steps, make_cohort, pack
-from fedhyper_jax.engine.strategies import Assignment, Slots, parse_strategy
 from fedhyper_jax.hypergradient import adapt, adaptive_rate
 from fedhyper_jax.parts.rates import Feedback, hypergradient
 from tests.helpers import logistic_loss, logistic_params, play
@@ -210,41 +209,32 @@ def test_sweeps_refuse_keys_and_parameters_that_do_not_match(key, federation):
         sweep(make, settings, jax.random.split(key), one, federation, rounds=1, cohort_size=1)
 
 
+OPTIMIZERS = {
+    "adamw": optax.adamw(0.01),
+    "reduce_on_plateau": optax.contrib.reduce_on_plateau(),
+    "MultiSteps": optax.MultiSteps(optax.sgd(1.0), 2),
+    "inject_hyperparams": optax.inject_hyperparams(optax.sgd)(learning_rate=0.5),
+    "add_noise": optax.add_noise(0.01, 0.5, 0),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_other_optimizers_run_on_either_side(key, federation, name):
+    """On both in one program."""
+    both = {side: OPTIMIZERS[name] for side in ("server_optimizer", "client_optimizer")}
+    algorithm = fedavg(logistic_loss, work=WORK, local_rate=0.1, **both)
+    _, infos = play(algorithm, key, federation, [[0, 2], [3]])
+    assert int(infos[1].left_out) == 0
+
+
 @pytest.mark.parametrize(
-    "optimizer",
-    [
-        optax.adamw(0.01),
-        optax.contrib.reduce_on_plateau(),
-        optax.MultiSteps(optax.sgd(1.0), 2),
-        optax.inject_hyperparams(optax.sgd)(learning_rate=0.5),
-        optax.add_noise(0.01, 0.5, 0),
-    ],
-    ids=["adamw", "reduce_on_plateau", "MultiSteps", "inject_hyperparams", "add_noise"],
+    "name", ["MultiSteps", *(pytest.param(n, marks=pytest.mark.product) for n in OPTIMIZERS if n != "MultiSteps")]
 )
-def test_other_optimizers_run_on_either_side(key, federation, optimizer):
-    settings = {"work": WORK, "local_rate": 0.1}
-    for side in ("server_optimizer", "client_optimizer"):
-        state, infos = play(fedavg(logistic_loss, **{side: optimizer}, **settings), key, federation, [[0, 2], [3]])
-        assert int(infos[1].left_out) == 0
-    debug = fedavg(logistic_loss, client_optimizer=optimizer, strategy="debug", **settings)
-    slow, _ = play(debug, key, federation, [[0, 2], [3]], jit=False)
+def test_other_optimizers_run_without_jit(key, federation, name):
+    settings = {"work": WORK, "local_rate": 0.1, "client_optimizer": OPTIMIZERS[name]}
+    state, _ = play(fedavg(logistic_loss, **settings), key, federation, [[0, 2], [3]])
+    slow, _ = play(fedavg(logistic_loss, strategy="debug", **settings), key, federation, [[0, 2], [3]], jit=False)
     chex.assert_trees_all_close(slow.params, state.params, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "strategy", ["vectorized", "sequential", "chunked(2)", "chunked(3)", "debug", "sharded(vectorized)"]
-)
-def test_strategies_keep_the_order_of_clients(strategy):
-    ids, steps = jnp.array([4, 1, 7, 3, 0]), jnp.array([5, 1, 3, 1, 2])
-
-    def client_fn(factor, client, num_steps, loop):
-        client_id = client.client_id
-        return {"sum": client_id.astype(jnp.float32) ** 2}, factor * client_id
-
-    slots = Slots(Assignment(ids, steps), None, padding_id=0)
-    total, stacked = parse_strategy(strategy).map_reduce(client_fn, jnp.array(10), slots)
-    assert stacked.tolist() == [40, 10, 70, 30, 0]
-    assert float(total["sum"]) == 75.0
 
 
 def test_a_run_goes_on_where_it_stopped(key, federation):

@@ -13,7 +13,8 @@ from fedhyper_jax.data import Cohort, local_epochs, local_steps, pack
 from fedhyper_jax.engine.strategies import ClientError
 from tests.helpers import logistic_loss, logistic_params, play
 
-COMBINATIONS = ["G", "SL", "CL", "G+SL", "G+CL", "SL+CL", "G+SL+CL"]
+COMBINATIONS = ["G", "SL", "CL", "G+SL+CL"]
+PAIRS = ["G+SL", "G+CL", "SL+CL"]
 COHORTS = [[0, 2, 5, 7, 11], [1, 2, 3, 19, 4], [2, 8, 0, 13, 17]]
 EPOCHS = local_epochs(2, batch_size=8)
 
@@ -64,11 +65,30 @@ def test_one_client_with_all_data_and_one_step_is_centralised_sgd(key, ragged):
     assert_close(state.params, params)
 
 
+@pytest.fixture(scope="module")
+def fedavg_of():
+    """For each work the parameters that FedAvg ends with; compiled once."""
+    ends = {}
+
+    def end(work, key, federation):
+        if work not in ends:
+            ends[work], _ = play(fedavg(logistic_loss, work=work, local_rate=0.05), key, federation, COHORTS)
+        return ends[work]
+
+    return end
+
+
 @pytest.mark.parametrize(
-    ("combination", "work"), [*((c, EPOCHS) for c in COMBINATIONS), ("G+SL+CL", local_steps(5, batch_size=8))], ids=str
+    ("combination", "work"),
+    [
+        *((combination, EPOCHS) for combination in COMBINATIONS),
+        ("G+SL+CL", local_steps(5, batch_size=8)),
+        *(pytest.param(combination, EPOCHS, marks=pytest.mark.product) for combination in PAIRS),
+    ],
+    ids=str,
 )
-def test_with_hyper_rate_zero_every_scheduler_is_fedavg_bit_for_bit(key, federation, combination, work):
-    expected, _ = play(fedavg(logistic_loss, work=work, local_rate=0.05), key, federation, COHORTS)
+def test_with_hyper_rate_zero_every_scheduler_is_fedavg_bit_for_bit(key, federation, combination, work, fedavg_of):
+    expected = fedavg_of(work, key, federation)
     state, infos = play(make(combination, work, hyper_rate=0.0), key, federation, COHORTS)
     chex.assert_trees_all_equal(state.params, expected.params)
     assert {float(i.global_rate) for i in infos} == {1.0}
@@ -109,6 +129,7 @@ def test_decay_of_either_rate(key, federation):
 # ------------------------------------------------------------------------------------------------ invariances
 
 
+@pytest.mark.product  # strategies on their seam, and probes of both kinds of work
 @pytest.mark.parametrize("work", [EPOCHS, local_steps(5, batch_size=8)], ids=["epochs", "steps"])
 @pytest.mark.parametrize("strategy", ["vectorized", "sequential", "chunked(2)", "chunked(64)"])
 def test_every_strategy_equals_debug(key, federation, strategy, work):
@@ -118,6 +139,7 @@ def test_every_strategy_equals_debug(key, federation, strategy, work):
     assert_close(infos, expected_infos, 1e-5)
 
 
+@pytest.mark.product  # a contract of every method
 def test_permuting_the_cohort_changes_nothing(key, federation):
     expected, expected_infos = play(make(), key, federation, COHORTS)
     state, infos = play(make(), key, federation, [cohort[::-1] for cohort in COHORTS])
@@ -125,6 +147,7 @@ def test_permuting_the_cohort_changes_nothing(key, federation):
     assert_close(infos, expected_infos, 1e-5)
 
 
+@pytest.mark.product  # a contract of every method, and of every strategy on its seam
 @pytest.mark.parametrize(
     ("strategy", "work"),
     [("vectorized", EPOCHS), ("sequential", local_steps(5, batch_size=8)), ("chunked(3)", EPOCHS)],
@@ -165,7 +188,11 @@ def test_masked_steps_leave_parameters_optimizer_and_rate_untouched(key, federat
     assert int(infos[0].local_steps) == 3
 
 
-@pytest.mark.parametrize("strategy", ["vectorized", "sequential", "chunked(2)", "debug"])
+@pytest.mark.parametrize(
+    "strategy",
+    # (of those that compile: a contract of every method, and of the probes under every strategy)
+    [*(pytest.param(s, marks=pytest.mark.product) for s in ("vectorized", "sequential", "chunked(2)")), "debug"],
+)
 def test_a_client_that_is_not_finite_is_left_out_and_counted(key, federation, strategy):
     """Client 7's inputs overflow float32 in the forward pass."""
     rows = np.asarray(federation.order[federation.offsets[7] : federation.offsets[8]])
@@ -233,7 +260,9 @@ def test_one_compiled_round_serves_all_schedules(key, federation):
             assert float(info.global_rate) == pytest.approx(float(schedules[0](t)), rel=1e-6)
 
 
-@pytest.mark.parametrize("combination", ["G", "SL", "CL", "G+SL+CL"])
+@pytest.mark.parametrize(
+    "combination", ["G+SL+CL", *(pytest.param(c, marks=pytest.mark.product) for c in ("G", "SL", "CL"))]
+)
 def test_vmap_over_rates_and_hyper_rates_equals_a_loop(key, federation, combination):
     rates, hyper_rates = jnp.array([0.01, 0.05, 0.1]), jnp.array([0.0, 0.3, 1.0])
     cohort = Cohort(data=federation, client_ids=jnp.asarray(COHORTS[0], jnp.int32))

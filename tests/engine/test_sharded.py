@@ -12,6 +12,10 @@ from fedhyper_jax import cohort, data, fedavg, make_method, simulate, sweep
 from fedhyper_jax.engine.strategies import Assignment, Slots, parse_strategy, sharded
 from fedhyper_jax.shell.compare import compare
 from fedhyper_jax.shell.presets import preset_config
+from tests.bench import Bench
+from tests.compare import assert_close
+from tests.engine import toys
+from tests.engine.test_probes import PROBES, Probe
 from tests.helpers import logistic_loss, logistic_params
 
 WORK = [data.local_epochs(2, 8), data.local_steps(5, 8)]
@@ -30,8 +34,28 @@ def run(federation, strategy, method="scaffold", work=WORK[0], **settings):
     return simulate(algorithm, jax.random.key(1), state, federation, rounds=3, cohort_size=7)
 
 
+INNER = [("vectorized", 1), ("sequential", 2), ("chunked(2)", 4)]
+
+
+@pytest.mark.parametrize("toy", toys.TOYS)
+@pytest.mark.parametrize(("inner", "devices"), INNER)
+def test_toys_on_several_devices(inner, devices, toy):
+    """Cohorts that the devices do not divide, and fewer clients than devices, included."""
+    toys.assert_agrees(toys.run(sharded(inner, mesh(devices)), toys.TOYS[toy], toys.shared()), toys.TOYS[toy])
+
+
+def test_updates_side_by_side_cross_the_devices():
+    """The probe with everything: a median, failures, rounds taken back."""
+    probe = Probe(PROBES["robust, unreliable, guarded"])
+    with jax.enable_x64(True):
+        whole, divided = (Bench(probe, strategy=s) for s in ("vectorized", sharded("sequential", mesh(4))))
+        assert_close((divided.states, divided.infos), (whole.states, whole.infos), 1e-9)
+
+
 @pytest.mark.parametrize("work", WORK, ids=["epochs", "steps"])
-@pytest.mark.parametrize(("inner", "devices"), [("vectorized", 1), ("sequential", 2), ("chunked(2)", 4)])
+@pytest.mark.parametrize(
+    ("inner", "devices"), [INNER[2], *(pytest.param(*case, marks=pytest.mark.product) for case in INNER[:2])]
+)
 def test_devices_change_nothing(federation, inner, devices, work):
     """SCAFFOLD keeps a row a client, so rows cross the devices too."""
     expected = run(federation, "vectorized", work=work)

@@ -133,10 +133,15 @@ def test_vmap_is_a_loop_of_calls(channels, axes, groups):
     close(ours, jax.tree.map(lambda *rows: jnp.stack(rows), *looped))
 
 
-PAIRS = list(itertools.product([(0, 0), (0, None), (None, 0)], repeat=2))
+PAIRS = [(*pair, channels) for channels in (4, 1) for pair in itertools.product(AXES[:3], repeat=2)]
+MIXED = [(AXES[1], AXES[2], 4), (AXES[2], AXES[1], 4), (AXES[0], AXES[1], 1), (AXES[1], AXES[1], 4)]
+"""Each way of sharing at one level is in `test_vmap_is_a_loop_of_calls`; here one rule hands over to another."""
 
 
-@pytest.mark.parametrize(("outer", "inner", "channels"), [(*p, 4) for p in PAIRS] + [(*p, 1) for p in PAIRS[::4]])
+@pytest.mark.parametrize(
+    ("outer", "inner", "channels"),
+    [*MIXED, *(pytest.param(*pair, marks=pytest.mark.product) for pair in PAIRS if pair not in MIXED)],
+)
 def test_nested_vmap_as_in_a_sweep_over_seeds_of_clients(outer, inner, channels):
     """Seeds, then clients; over all ways of sharing images or kernels at either level."""
     lead = [[size for size, axes in ((2, outer), (3, inner)) if axes[argument] is not None] for argument in range(2)]

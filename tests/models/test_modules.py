@@ -82,25 +82,29 @@ def loss(layer, params, x):
     return sum(jnp.sum(jnp.sin(y) * jnp.arange(1, y.size + 1).reshape(y.shape) / y.size) for y in leaves)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case, (_, _, is_ours) in CASES.items() if is_ours])
 def test_parameters_values_and_gradients_are_those_of_flax(case):
+    """Of what flax computes itself, the programs are the same: the test below."""
     factories, shape, _ = CASES[case]
-    ours, theirs = (factory(param_dtype=jnp.float64) for factory in factories)
+    layers = [factory(param_dtype=jnp.float64) for factory in factories]
     x = normal(0, *shape)
-    params, expected = (layer.init(jax.random.key(0), x).get("params", {}) for layer in (ours, theirs))
+    # compiled together: eagerly, each operation of either would be a program of its own
+    params, expected = jax.jit(lambda: [layer.init(jax.random.key(0), x).get("params", {}) for layer in layers])()
     close(params, expected, rtol=0)
-    params = jax.tree.map(lambda leaf: leaf + 0.1 * normal(1, *leaf.shape), params)
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * np.random.default_rng(1).normal(size=leaf.shape), params)
 
     @jax.jit
     def both(params, x):
         gradient = jax.value_and_grad(loss, argnums=(1, 2))
-        return [(layer.apply({"params": params}, x), gradient(layer, params, x)) for layer in (ours, theirs)]
+        return [(layer.apply({"params": params}, x), gradient(layer, params, x)) for layer in layers]
 
     close(*both(params, x))
 
 
 def programs(layer, params, x):
-    return str(jax.make_jaxpr(jax.grad(functools.partial(loss, layer), argnums=(0, 1)))(params, x))
+    """Of its first parameters, its values and its gradients."""
+    gradients = jax.grad(functools.partial(loss, layer), argnums=(0, 1))
+    return str(jax.make_jaxpr(layer.init)(jax.random.key(0), x)), str(jax.make_jaxpr(gradients)(params, x))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -109,8 +113,9 @@ def test_who_computes(case):
     ours, theirs = (factory(param_dtype=jnp.float64) for factory in factories)
     x = jnp.zeros(shape)
     params = jax.eval_shape(theirs.init, jax.random.key(0), x).get("params", {})
-    same = programs(ours, params, x) == programs(theirs, params, x)
-    assert same != is_ours
+    (our_init, our_gradients), (init, gradients) = (programs(layer, params, x) for layer in (ours, theirs))
+    assert (our_gradients != gradients) == is_ours
+    assert is_ours or our_init == init
 
 
 @pytest.mark.parametrize("case", ["norm", "rnn"])
