@@ -25,7 +25,7 @@ from fedhyper_jax.shell.config import (
 from fedhyper_jax.shell.datasets import build_partition
 from fedhyper_jax.shell.experiment import build_experiment
 from fedhyper_jax.shell.method_pages import _code, _escaped
-from fedhyper_jax.shell.plots import Line, _distinct
+from fedhyper_jax.shell.plots import Curve, _distinct
 from fedhyper_jax.shell.records import read_records
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "methods.md"
@@ -143,11 +143,11 @@ def test_names_that_are_joined_run_with_their_options(tmp_path):
 
 def test_rates_that_stand_still_are_one_line_where_they_are_the_same():
     def line(method, *rates):
-        return Line(method, [[{"round": t, "global_rate": rate} for t, rate in enumerate(rates)]])
+        return Curve(method, [[{"round": t, "global_rate": rate} for t, rate in enumerate(rates)]])
 
     lines = [line("fedavg", 1, 1), line("G", 1, 2), line("fedprox", 1, 1), line("fedadam", 0.1, 0.1)]
     assert [line.method for line in _distinct(lines, "global_rate")] == ["fedavg", "fedadam", "G"]
-    assert len({str(Line("fedprox", [], number).style) for number in range(32)}) == 32
+    assert len({str(Curve("fedprox", [], number).style) for number in range(32)}) == 32
 
 
 def printed(capsys, *arguments):
