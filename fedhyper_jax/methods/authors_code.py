@@ -1,4 +1,4 @@
-r"""What the authors' public code (github ATP-1010/FedHyper) computes, for people who compare with it.
+r"""The methods of the authors' public code (github ATP-1010/FedHyper), for people who compare with it.
 
 In that code's sense of direction (v = −Δ) and with ``agg`` for what it accumulates, α = 1 + agg:
 

@@ -15,7 +15,7 @@ from fedhyper_jax.parts import Aggregator, ClientRule, FailureModel, Guard, Loca
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What every method takes besides its options; `fedavg` tells what they mean."""
+    """Settings that every method takes besides its options; `fedavg` tells what they mean."""
 
     work: LocalWork | None = None
     local_rate: optax.ScalarOrSchedule | RateRule | None = None

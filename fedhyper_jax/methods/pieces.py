@@ -1,4 +1,4 @@
-"""What one method gives to an algorithm, and what it may know of the others when the algorithm is put together."""
+"""The pieces that one method gives to an algorithm, and what it may know of the others when they are put together."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from fedhyper_jax.parts import Aggregator, ClientRule, LocalTerm, RateRule
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a method may know of the algorithm that it becomes a part of.
+    """Facts that a method may know of the algorithm that it becomes a part of.
 
     Attributes:
       local_rate: β^0. Rules of the local rate get it as it was given; what is made after them (client rules and rows)
@@ -54,7 +54,7 @@ class Start:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pieces:
-    """What one method gives; whatever it leaves at None it leaves to others. Two methods cannot give the same thing.
+    """Pieces that one method gives; what is None is left to others. Two methods cannot give the same thing.
 
     Attributes:
       global_rate: makes the rule of α.
@@ -138,5 +138,5 @@ class Part(NamedTuple):
         return {name: v for name, v in options.items() if name != "population" or v is not None}
 
     def make(self) -> Pieces:
-        """What the method gives with these options."""
+        """The method's pieces with these options."""
         return self.line.pieces(**self.given)

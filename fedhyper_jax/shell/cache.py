@@ -56,7 +56,7 @@ def cache_use() -> dict[str, int]:
 
 
 def recall(question: Any) -> str | None:
-    """What was found out before, on this machine, of a question: anything that JSON can hold."""
+    """The answer found before, on this machine, to a question: anything that JSON can hold."""
     try:
         return _answer_file(question).read_text(encoding="utf-8")
     except OSError:

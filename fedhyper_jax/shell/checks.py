@@ -1,4 +1,4 @@
-"""What no function further down would refuse, or only after much work."""
+"""Refusals that no function further down would make, or only after much work."""
 
 import math
 

@@ -516,7 +516,7 @@ def _parse(cls: type[_T], arguments: Sequence[str], command: str, default: Any) 
 
 
 def _first_paragraph(box: str) -> str:
-    """What stands in a box of tyro's before its first rule or empty line."""
+    """The text in a box of tyro's before its first rule or empty line."""
     lines = []
     for line in box.splitlines()[1:]:
         text = line.strip("│ ").strip()

@@ -140,7 +140,7 @@ def _check_strategy(config: CompareConfig) -> None:
 
 
 def _origin(config: CompareConfig, experiment: Experiment) -> dict[str, Any]:
-    """What a summary says from the start."""
+    """Facts that a summary states from the start."""
     return {
         "command": "compare",
         "methods": list(config.compare.methods),

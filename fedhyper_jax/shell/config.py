@@ -90,7 +90,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkConfig:
-    """What a client does in a round: epochs or a number of steps; ten epochs, as in the paper, if neither is given."""
+    """A client's work in a round: epochs or a number of steps; ten epochs, as in the paper, if neither is given."""
 
     local_epochs: int | None = None
     """Visits to each of the client's examples."""
@@ -173,7 +173,7 @@ class SimulationConfig(RunSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeploymentConfig:
-    """What is not perfect in a deployment, and what is done about it; by default nothing."""
+    """Failures and absences in a deployment, and what is done about them; by default there are none."""
 
     availability: float = 0.0
     """Spread of the clients' availability: a client is drawn in proportion to the exponential of this times a standard
@@ -188,7 +188,7 @@ class DeploymentConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GridConfig:
-    """What is compared."""
+    """Methods, initial local rates and seeds that are compared."""
 
     methods: tuple[str, ...] = ("fedavg", "G", "SL", "CL", "G+SL", "G+CL")
     """Methods, see `fedhyper methods`; fedavg is what the others' speed-up is measured against."""

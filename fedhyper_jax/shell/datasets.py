@@ -155,7 +155,7 @@ def _digest_of(clients: Any) -> str:
 
 
 def describe(dataset: Dataset, partition: Partition | None) -> PartitionReport:
-    """What a division looks like, see `partition_report`; of clients made on demand, their sizes.
+    """A report of a division, see `partition_report`; of clients made on demand, their sizes.
 
     Example:
       >>> dataset, partition = build_partition(DataConfig(name="procedural_logistic", clients=50))

@@ -74,7 +74,7 @@ class Curve(NamedTuple):
 
 
 class Marks(NamedTuple):
-    """What is drawn besides the records."""
+    """Marks that are drawn besides the records."""
 
     measure: Measure | None  # None: the folder does not say; it is an accuracy then
     global_bounds: list[float | None] | None

@@ -1,4 +1,4 @@
-"""What is written while rounds run: records, checkpoints, and how long it took; and how Ctrl-C ends a run."""
+"""Files that are written while rounds run: records, checkpoints, and how long it took; how Ctrl-C ends a run."""
 
 import hashlib
 import json

@@ -114,7 +114,7 @@ def summarise_cells(
 
 
 def _together(runs: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    """What needs no other cell: the metric ``name``, states, the last rates, shares, and totals worth a remark."""
+    """Entries that need no other cell: the metric ``name``, states, last rates, shares, and totals worth a remark."""
     final = [run[f"final_{name}"] for run in runs]
     finite = None not in final
     last = [f"last_{number}" for number, facts in ROUND_NUMBERS.items() if facts.over_rounds == "last"]

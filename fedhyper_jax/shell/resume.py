@@ -27,7 +27,7 @@ from fedhyper_jax.engine import wait_for_all
 from fedhyper_jax.shell._toml import table_of
 from fedhyper_jax.shell.checkpoint_file import Checkpoint, DamagedCheckpoint, read_checkpoint, restore
 from fedhyper_jax.shell.config import CompareConfig, Config, ConfigError
-from fedhyper_jax.shell.records import CHECKPOINTS, CONFIG, METRICS, SUMMARY, prepare_folder, read_summary
+from fedhyper_jax.shell.records import CHECKPOINTS, CONFIG, METRICS, prepare_folder, read_summary
 
 NOT_A_RESULT = ("run.out", "data.folder")
 """Settings that may differ: the folder may have been moved, and the data are known by their digest."""
@@ -307,8 +307,3 @@ def claim(folder: str | os.PathLike) -> Iterator[None]:
 def clear(folder: pathlib.Path) -> None:
     """Removes the checkpoints of a finished run, whose records and parameters are where they belong."""
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-
-
-def is_stopped_run(folder: str | os.PathLike) -> bool:
-    """Whether a folder holds something to resume."""
-    return (pathlib.Path(folder) / SUMMARY).exists() and finished_summary(folder) is None

@@ -17,7 +17,7 @@ History = dict[str, np.ndarray]
 
 
 class Run(NamedTuple):
-    """What `load_run` reads.
+    """A run folder, read back by `load_run`.
 
     Attributes:
       config: of the command that made the folder.

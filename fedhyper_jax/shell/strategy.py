@@ -44,7 +44,7 @@ def choose_strategy(
 
 
 def _job_of(config: Config) -> dict[str, Any]:
-    """What the fastest strategy depends on: all but rates, seeds, the folder and how often is evaluated."""
+    """Everything that the fastest strategy depends on: all but rates, seeds, the folder and how often is evaluated."""
     run, method = vars(config.run), vars(config.method)
     rates = ("local_rate", "options", *OPTION_SETTINGS)
     return {

@@ -23,7 +23,7 @@ from fedhyper_jax.tasks import (
 
 
 class Kind(NamedTuple):
-    """What tasks of a kind have in common; each function takes the data set or the model.
+    """A kind of tasks; each function takes the data set or the model.
 
     Attributes:
       num_outputs: of the model, per example or per position.

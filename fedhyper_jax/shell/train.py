@@ -114,7 +114,7 @@ def train(
 
 
 def _origin(config: RunConfig, experiment: Experiment) -> dict[str, Any]:
-    """What a summary says from the start."""
+    """Facts that a summary states from the start."""
     return {
         "command": "run",
         "method": config.method.name,

@@ -16,7 +16,7 @@ from fedhyper_jax.tasks.metrics import Mean, MetricsFunction, check_per_example
 
 
 class ClientExamples(Protocol):
-    """What is asked of clients' examples: one pool, and client after client the rows that it owns (`FederatedData`)."""
+    """Clients' examples, as `FederatedData` has them: one pool, and client after client the rows that it owns."""
 
     examples: Batch
     order: Int[Array, " examples"]
@@ -30,7 +30,7 @@ class ClientExamples(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationData:
-    """What parameters are evaluated on; an argument of compiled programs, never a constant.
+    """Data that parameters are evaluated on; an argument of compiled programs, never a constant.
 
     Attributes:
       test: the server's test examples, or None.

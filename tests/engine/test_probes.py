@@ -152,7 +152,7 @@ def test_the_probes_together_turn_on_every_flag_of_every_contract(monkeypatch):
 
 
 def _kind(value):
-    """What tells two settings of `Parts` apart: names and numbers themselves, names of parts, or what a part keeps."""
+    """The key that tells two settings of `Parts` apart: a name or number itself, a part's name, or what it keeps."""
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
         return tuple(term.name for term in value)
     if isinstance(value, str | int | None):

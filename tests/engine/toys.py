@@ -57,7 +57,7 @@ def client_fn(shared, client, num_steps, loop):
 
 
 def shared(factor=0.5, dtype=jnp.float32):
-    """What clients are handed: a factor, and a row each; the last one is what a padded slot finds."""
+    """Arrays that clients are handed: a factor, and a row each; the last one is what a padded slot finds."""
     rows = np.arange(3.0 * (POPULATION + 1)).reshape(-1, 3) - 7
     return {"factor": jnp.asarray(factor, dtype), "rows": jnp.asarray(rows, dtype)}
 

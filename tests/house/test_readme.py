@@ -49,7 +49,8 @@ def test_the_composition_example():
         run = simulate(algorithm, jax.random.key(1), algorithm.init(params), clients, rounds=3, cohort_size=10)
         return algorithm.evaluated_params(run[0])
 
-    ends = {name: end(names[name]) for name in ("by_name", "by_hand", "on_fedprox", "authors")}
+    ends = {name: end(names[name]) for name in ("by_value", "by_name", "by_hand", "on_fedprox", "authors")}
+    chex.assert_trees_all_equal(ends["by_value"], ends["by_name"])
     chex.assert_trees_all_equal(ends["by_name"], ends["by_hand"])
     for name in ("on_fedprox", "authors"):
         with pytest.raises(AssertionError):

@@ -133,7 +133,7 @@ def test_default_starts_of_the_rates_are_the_methods_own():
         (fh.clipped(clip_norm=0.5) + fh.median, aggregators.clipped(aggregators.median(), 0.5)),
         (fh.median + fh.clipped(clip_norm=0.5), aggregators.clipped(aggregators.median(), 0.5)),
     ],
-    ids=repr,
+    ids=["median", "clipped", "clipped+median", "median+clipped"],
 )
 def test_aggregations_stand_around_each_other(value, expected):
     assert_same(value(loss_fn, **SETTINGS), fh.fedavg(loss_fn, aggregator=expected, **SETTINGS))

@@ -69,7 +69,7 @@ def gradients(convolve):
 
 
 def both(program, **settings):
-    """What ``program(convolve)`` gives for ours and for lax's, compiled together."""
+    """Results of ``program(convolve)`` for ours and for lax's, compiled together."""
     convolves = [functools.partial(convolution, **settings), functools.partial(reference, **settings)]
     return jax.jit(lambda: [program(convolve) for convolve in convolves])()
 

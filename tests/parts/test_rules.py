@@ -171,7 +171,7 @@ def step(part, carry, number):
 
 
 def play(part, state, params, one_step=None):
-    """What came out of four steps, and the last state."""
+    """The outputs of four steps, and the last state."""
     carry, outputs = (params, state), []
     for number in range(ROUNDS):
         carry, output = (one_step or functools.partial(step, part))(carry, jnp.int32(number))
@@ -226,7 +226,7 @@ def test_other_values_are_other_data_for_the_same_update(name):
 
 
 def stacked(run):
-    """What came out of several steps, as a scan gives it."""
+    """The outputs of several steps, as a scan gives it."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *run)
 
 

@@ -1,4 +1,4 @@
-"""What users do to folders, files and numbers: one clear line each, and nothing lost."""
+"""Things that users do to folders, files and numbers: one clear line each, and nothing lost."""
 
 import json
 import shutil

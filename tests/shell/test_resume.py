@@ -233,7 +233,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(stopped, und
 
 
 def test_damaged_records_are_noticed_too(stopped, undisturbed, capsys):
-    """What no checkpoint's digest fits begins anew."""
+    """Records that no checkpoint's digest fits begin anew."""
     folder = stopped(10)
     text = (folder / "metrics.jsonl").read_text().replace('"round": 1,', '"round": 9,')
     (folder / "metrics.jsonl").write_text(text)

@@ -18,7 +18,7 @@ from fedhyper_jax.tasks import losses
 
 
 class Workload(NamedTuple):
-    """What a job comes to when it is made: all that `simulate` needs but the method.
+    """A job that has been made: all that `simulate` needs but the method.
 
     Attributes:
       loss_fn: per-example losses.

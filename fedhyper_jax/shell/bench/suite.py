@@ -110,7 +110,7 @@ def check_bench(
 
 
 def _in_own_process(name: str, settings: dict[str, Any], processes: int | None) -> dict[str, Any]:
-    """What `measure` says of one job in a new interpreter."""
+    """The result of `measure` for one job, in a new interpreter."""
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "bench.json"
         options = ["--methods", *settings["methods"], "--repeats", str(settings["repeats"]), "--quiet"]
