@@ -8,8 +8,8 @@ import pytest
 from rich.cells import cell_len
 
 from fedhyper_jax.methods import KINDS, METHODS, method_options
-from fedhyper_jax.shell import cli
 from fedhyper_jax.shell.algorithms import CLIENT_OPTIMIZERS, SERVER_OPTIMIZERS, given_options
+from fedhyper_jax.shell.arguments import RunArguments, parse_settings
 from fedhyper_jax.shell.cli import main
 from fedhyper_jax.shell.config import (
     CompareConfig,
@@ -115,7 +115,7 @@ def test_settings_of_another_partitioner_are_refused_unless_they_stand_at_their_
 
 
 def parsed(*arguments):
-    settings, _ = cli._parse_settings("run", cli._Run, arguments)
+    settings, _ = parse_settings("run", RunArguments, arguments)
     return settings.settings.method
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedhyper_jax.shell import cli
+from fedhyper_jax.shell.arguments import CompareArguments, parse_settings
 from fedhyper_jax.shell.checkpoint import load_parameters
 from fedhyper_jax.shell.cli import main
 from fedhyper_jax.shell.compare import compare
@@ -325,9 +325,9 @@ def test_options_override_the_file_which_overrides_defaults(tmp_path):
 
 
 def test_data_alone_starts_from_the_preset_of_that_name():
-    parsed, preset = cli._parse_settings("compare", cli._Compare, ["--data", "fashion_mnist"])
+    parsed, preset = parse_settings("compare", CompareArguments, ["--data", "fashion_mnist"])
     assert parsed.settings == PRESETS["fashion_mnist"] and preset == "fashion_mnist"
-    parsed, preset = cli._parse_settings("compare", cli._Compare, ["--data", "fashion_mnist", "--seeds", "1"])
+    parsed, preset = parse_settings("compare", CompareArguments, ["--data", "fashion_mnist", "--seeds", "1"])
     assert parsed.settings.work == PRESETS["fashion_mnist"].work and preset is None
 
 
