@@ -20,7 +20,7 @@ from fedhyper_jax.parts import RateRule, client_rules, rates
 __all__ = ["CL", "SL", "G", "fedhyper"]
 
 _PAPER = "Wang, Wang, Li, ICLR 2024, arXiv 2310.03156"
-CLIENT_RATES = ("restart", "warm", "per_client")
+RATE_STARTS = ("restart", "warm", "per_client")
 
 
 @method(
@@ -172,7 +172,7 @@ def CL(
     Reference:
       Wang, Wang, Li, `FedHyper <https://arxiv.org/abs/2310.03156>`_, ICLR 2024, eq. 19-20.
     """
-    _validate.one_of(CLIENT_RATES, client_rates=client_rates)
+    _validate.one_of(RATE_STARTS, client_rates=client_rates)
     if population is not None and client_rates != "per_client":
         raise ValueError(f"population={population!r} belongs to client_rates='per_client'; leave it out")
 

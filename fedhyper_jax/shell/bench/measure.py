@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedhyper_jax import _validate
-from fedhyper_jax.base import FederatedAlgorithm, PyTree, RoundInfo
+from fedhyper_jax.base import ROUND_NUMBERS, FederatedAlgorithm, PyTree, RoundInfo
 from fedhyper_jax.data import ClientData
 from fedhyper_jax.engine import (
     divided,
@@ -34,6 +34,8 @@ from fedhyper_jax.methods import make_method, parse_method
 from fedhyper_jax.shell.bench.jobs import Job, Workload
 
 AUTO = "auto"
+REMARKED = tuple(name for name, number in ROUND_NUMBERS.items() if number.remark)
+"""Numbers of a round whose totals a table remarks on where they are not 0."""
 BASELINE = "fedavg"
 """The method that the others' costs are relative to."""
 _LONG_RUN = 1_000_000
@@ -69,7 +71,7 @@ def measure(
       What JSON can hold: facts of the job, ``gigaflops_ceiling``, ``memory_mib`` and in ``methods``, one a method,
       ``compile_seconds``, ``round_seconds``, ``client_steps_per_second``, ``rounds_per_second`` and ``gigaflops`` (each
       median, min and max over the repeats), ``share_of_ceiling``, and ``cost_over_fedavg`` by wall clock and by the
-      process' own CPU time (None without FedAvg among the methods). ``left_out`` counts updates that were not finite.
+      process' own CPU time (None without FedAvg among the methods). Totals that deserve a remark (`left_out` and such) go by their names.
       ``memory_mib`` is that of the process with the data, and the most it held from then on: the programs of all the
       methods, their compilation and their states; making the data is left out (where the system can tell).
 
@@ -153,7 +155,7 @@ class _Run(NamedTuple):
     wall: float  # seconds
     cpu: float  # seconds of all threads of this process
     client_steps: int
-    left_out: int
+    remarked: dict[str, int]  # totals that deserve a remark, by name
     client_loss: float  # in the last round
 
 
@@ -220,7 +222,7 @@ def _timed(advance: Callable[[], RoundInfo]) -> _Run:
         wall=wall,
         cpu=cpu,
         client_steps=int(np.sum(info.local_steps)),
-        left_out=int(np.sum(info.left_out)),
+        remarked={name: int(np.sum(getattr(info, name))) for name in REMARKED},
         client_loss=float(info.client_loss[-1]),
     )
 
@@ -251,7 +253,7 @@ def _summary(
             clock: spread([getattr(a, clock) / getattr(b, clock) - 1 for a, b in zip(runs, baseline, strict=True)])
             for clock in ("wall", "cpu")
         },
-        "left_out": sum(run.left_out for run in runs),
+        **{name: sum(run.remarked[name] for run in runs) for name in REMARKED},
         "client_loss": {"first": _finite(program.first_loss), "last": _finite(runs[-1].client_loss)},
     }
 

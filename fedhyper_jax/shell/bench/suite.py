@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fedhyper_jax import _validate
+from fedhyper_jax.base import ROUND_NUMBERS
 from fedhyper_jax.shell.bench.jobs import JOBS
-from fedhyper_jax.shell.bench.measure import BASELINE, check_settings, machine, measure
+from fedhyper_jax.shell.bench.measure import BASELINE, REMARKED, check_settings, machine, measure
 from fedhyper_jax.shell.records import environment
 
 Results = dict[str, Any]
@@ -188,9 +189,8 @@ def print_bench(results: Results, console: Console | None = None) -> None:
         ]
         if job["processes"] > 1:
             facts.append(f"{job['processes']} processes")
-        left_out = sum(method["left_out"] for method in job["methods"])
-        if left_out:
-            facts.append(f"{left_out} client updates were not finite and left out")
+        totals = {name: sum(method[name] for method in job["methods"]) for name in REMARKED}
+        facts += [f"{total} {ROUND_NUMBERS[name].remark}" for name, total in totals.items() if total]
         console.print(Text("; ".join(facts)), "")
     vectors, versions = results["machine"]["vectors"], results["environment"]
     console.print(
