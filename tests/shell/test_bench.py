@@ -136,7 +136,8 @@ def test_command_prints_a_table_and_writes_json(known, tmp_path, capsys):
     assert [method["method"] for method in job["methods"]] == ["fedavg", "CL"]
     assert set(job["methods"][0]) == {
         *("method", "compile_seconds", "round_seconds", "client_steps_per_second", "rounds_per_second", "gigaflops"),
-        *("share_of_ceiling", "cost_over_fedavg", "left_out", "client_loss"),
+        *("share_of_ceiling", "cost_over_fedavg", "client_loss", "left_out", "not_started", "lost", "taken_back"),
+        "non_finite_products",
     }
     assert main(["bench", "missing", "--processes", "1", "--out", str(out), "--quiet"]) == 2  # its own file is replaced
     assert [path.name for path in out.parent.iterdir()] == ["bench.json"]

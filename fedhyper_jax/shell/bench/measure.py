@@ -71,7 +71,8 @@ def measure(
       What JSON can hold: facts of the job, ``gigaflops_ceiling``, ``memory_mib`` and in ``methods``, one a method,
       ``compile_seconds``, ``round_seconds``, ``client_steps_per_second``, ``rounds_per_second`` and ``gigaflops`` (each
       median, min and max over the repeats), ``share_of_ceiling``, and ``cost_over_fedavg`` by wall clock and by the
-      process' own CPU time (None without FedAvg among the methods). Totals that deserve a remark (`left_out` and such) go by their names.
+      process' own CPU time (None without FedAvg among the methods). Totals that deserve a remark, such as
+      ``left_out``, go by their names.
       ``memory_mib`` is that of the process with the data, and the most it held from then on: the programs of all the
       methods, their compilation and their states; making the data is left out (where the system can tell).
 
