@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from fedhyper_jax import IdleCoresWarning, data, fedavg, run, use_all_cores
-from fedhyper_jax.engine import diagnoses
+from fedhyper_jax.engine import cores, diagnoses
 from fedhyper_jax.shell.cli import main
 from tests.helpers import in_a_new_process, logistic_loss, logistic_params
 
@@ -24,7 +24,7 @@ def test_a_device_a_core():
 
 def test_too_late(monkeypatch):
     jax.devices()
-    monkeypatch.setattr(diagnoses, "number_of_cores", lambda: 7)
+    monkeypatch.setattr(cores, "number_of_cores", lambda: 7)
     with pytest.raises(RuntimeError, match=r"wants 7 CPU devices, but JAX is already in use with 1; .*restart"):
         use_all_cores()
 

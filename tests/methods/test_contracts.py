@@ -275,7 +275,6 @@ TRANSCRIPTIONS = {
     "G+SL+CL": ("fedhyper_cl", {**_G, **_SL, **_CL}),
     "fedprox+G": ("fedprox", {"mu": "proximal_weight", **_G}),
     "scaffold+fedexp": ("scaffold", {**_FEDEXP, **_UNIFORM}),
-    "fedprox+scaffold": ("scaffold", {"corrections": ("prox", "scaffold"), "mu": "proximal_weight", **_BY_EXAMPLES}),
     "fednova+G": ("fednova", {**_G, **_MOMENTUM}),
     "fednova+fedprox": ("fednova_prox", {"mu": "proximal_weight"}),
     "fathom+CL": ("fathom", {**_FATHOM, **_CL, "client_rate": "CL"}),
