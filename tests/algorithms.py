@@ -176,7 +176,7 @@ COMPOSITIONS = {
         floats={
             "local_rate": VALUES["local_rate"],
             "global_rate": (1.0, 0.9, 1.1),
-            "kappa_g": (20.0, 10.0, 5.0),
+            "kappa_g": (20.0, 1.0, 5.0),
             "kappa_sl": (0.2, 0.5, 0.1),
             "kappa_cl": (0.3, 0.1, 0.7),
             "global_weight": VALUES["global_weight"],

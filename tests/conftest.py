@@ -59,7 +59,7 @@ def no_programs_left():
     Before that they stay: many small ones serve the next module too.
     """
     yield
-    if memory_maps() > 20_000:
+    if memory_maps() > 8_000:  # and before they fill the memory
         jax.clear_caches()
 
 

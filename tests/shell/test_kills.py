@@ -10,7 +10,6 @@ import time
 import pytest
 
 from experiments import fifty_kills
-from fedhyper_jax.shell.cli import main
 from fedhyper_jax.shell.records import read_records, read_summary
 
 TINY = fifty_kills.TINY.split()
@@ -22,19 +21,19 @@ def quick(monkeypatch):
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
 
 
-def test_a_run_that_is_killed_twice_once_during_a_save(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "highest")  # as this very process has it
+def test_a_run_that_is_killed_twice_once_during_a_save(tmp_path, capsys):
+    """In processes of their own, as commands run: this one has been through many tests."""
     arguments = ["run", *TINY, *fifty_kills.SETTINGS["run"].split(), "--rounds", "40", "--checkpoint-every", "1"]
     whole, folder = tmp_path / "undisturbed", tmp_path / "killed"
-    assert main([*arguments, "--out", str(whole)]) == 0
     log, draw = subprocess.DEVNULL, random.Random(0)
+    assert fifty_kills.start([*arguments, "--out", str(whole)], log).wait(300) == 0
     process = fifty_kills.start([*arguments, "--out", str(folder)], log)
     fifty_kills.kill_somewhere(process, folder, 2, False, draw)
     first = fifty_kills.rounds_done(folder)
     process = fifty_kills.start(["run", "--resume", str(folder), "--quiet"], log)
     fifty_kills.kill_somewhere(process, folder, min(first + 2, 39), True, draw)
     assert 2 <= first <= fifty_kills.rounds_done(folder) < 40
-    assert main(["run", "--resume", str(folder), "--quiet"]) == 0
+    assert fifty_kills.start(["run", "--resume", str(folder), "--quiet"], log).wait(300) == 0
     assert fifty_kills.compare_folders(folder, whole), capsys.readouterr().out
 
 
