@@ -230,8 +230,20 @@ STEPS_TOO = (
 )
 
 
+AGAIN = {
+    *("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedadam, corrected", "fedyogi", "fedexp", "fathom", "fedprox"),
+    *("scaffold", "fednova", "fednova, proximal", "feddyn, by examples", "fedcm", "mime_lite", "delta_sgd", "fedsps"),
+    *("G", "CL, warm", "CL, per client", "fedprox + G", "feddyn + SL", "fedprox + Δ-SGD"),
+}
+"""Cases that `test_contracts.py` transcribes too, on its own federation: here with `make test-all` only."""
+
+
 @pytest.mark.parametrize(
-    ("case", "work"), [*((case, "epochs") for case in CASES), *((case, "steps") for case in STEPS_TOO)]
+    ("case", "work"),
+    [
+        *(pytest.param(case, "epochs", marks=[pytest.mark.product] if case in AGAIN else []) for case in CASES),
+        *((case, "steps") for case in STEPS_TOO),
+    ],
 )
 def test_equals_the_transcription(ragged, float64, case, work):
     make, method, settings = CASES[case]

@@ -37,6 +37,7 @@ def test_a_run_that_is_killed_twice_once_during_a_save(tmp_path, capsys):
     assert fifty_kills.compare_folders(folder, whole), capsys.readouterr().out
 
 
+@pytest.mark.product  # test_resume.py interrupts a run in process
 def test_ctrl_c_stops_several_processes_and_they_go_on(tmp_path, monkeypatch):
     """The launcher alone is told; the number of processes comes back by itself."""
     monkeypatch.delenv("FEDHYPER_PROCESSES")
