@@ -41,7 +41,7 @@ def test_a_run_that_is_killed_twice_once_during_a_save(tmp_path, capsys):
 def test_ctrl_c_stops_several_processes_and_they_go_on(tmp_path, monkeypatch):
     """The launcher alone is told; the number of processes comes back by itself."""
     monkeypatch.delenv("FEDHYPER_PROCESSES")
-    arguments = ["run", *TINY, "--strategy", "sequential", "--rounds", "400", "--processes", "2"]
+    arguments = ["run", *TINY, "--strategy", "sequential", "--rounds", "4000", "--processes", "2"]
     folder = tmp_path / "run"
     with open(tmp_path / "log", "w+") as log:
         process = fifty_kills.start([*arguments, "--out", str(folder)], log)
@@ -50,15 +50,15 @@ def test_ctrl_c_stops_several_processes_and_they_go_on(tmp_path, monkeypatch):
         assert process.wait(60) == 130
         log.seek(0)
         said = log.read()
-    assert "of 400 rounds are done and saved; go on with: fedhyper run --resume" in said
+    assert "of 4000 rounds are done and saved; go on with: fedhyper run --resume" in said
     assert read_summary(folder)["status"] == "unfinished"
     done = fifty_kills.rounds_done(folder)
-    assert 10 <= done < 400 and len(read_records(folder)) == done
+    assert 10 <= done < 4000 and len(read_records(folder)) == done
     again = subprocess.run(
         [*fifty_kills.FEDHYPER, "run", "--resume", str(folder), "--quiet"], capture_output=True, text=True, timeout=300
     )
     assert again.returncode == 0, again.stderr
-    assert [record["round"] for record in read_records(folder)] == list(range(400))
+    assert [record["round"] for record in read_records(folder)] == list(range(4000))
     assert (read_summary(folder)["status"], read_summary(folder)["processes"]) == ("finished", 2)
 
 
