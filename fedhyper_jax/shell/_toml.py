@@ -30,7 +30,7 @@ def from_table(cls: type, table: dict[str, Any], where: str = "") -> Any:
     hints = typing.get_type_hints(cls)  # without Annotated
     values = {}
     for key, value in table.items():
-        if key not in fields:  # not `_validate.one_of`, which would import JAX
+        if key not in fields:
             kind = f"key {key!r} in [{where}]" if where else f"table {key!r}"
             raise ValueError(f"unknown {kind}; known: {', '.join(fields)}")
         values[key] = _convert(hints[key], value, f"{where}.{key}" if where else key)

@@ -12,8 +12,9 @@ from fedhyper_jax.base import FederatedAlgorithm, LossFunction
 from fedhyper_jax.data import LocalWork, local_epochs, local_steps
 from fedhyper_jax.engine import parse_strategy
 from fedhyper_jax.methods import METHODS, make_method, method_options, parse_method
-from fedhyper_jax.parts import Participation, failures, guards, participation, server_optimizers
-from fedhyper_jax.shell.config import AUTO, Config, DeploymentConfig, MethodSettings, RunConfig, WorkConfig
+from fedhyper_jax.parts import server_optimizers
+from fedhyper_jax.shell.config import AUTO, Config, MethodSettings, RunConfig, WorkConfig
+from fedhyper_jax.shell.deployment import make_failures, make_guard
 from fedhyper_jax.shell.records import plain
 
 
@@ -53,24 +54,6 @@ def make_work(config: WorkConfig) -> LocalWork:
     if config.with_replacement:
         raise ValueError("with_replacement goes with local_steps; epochs visit each example once")
     return local_epochs(10 if config.local_epochs is None else config.local_epochs, config.batch_size)
-
-
-def make_participation(config: DeploymentConfig, population: int, seed: int) -> Participation | None:
-    """Who is drawn: clients in proportion to log-normal availabilities; None, uniformly, where their spread is 0.
-
-    Args:
-      config: of the deployment.
-      population: number of clients.
-      seed: of the availabilities.
-
-    Example:
-      >>> make_participation(DeploymentConfig(availability=1.0), 5, seed=0).name
-      'weighted'
-    """
-    if config.availability == 0:
-        return None
-    normal = np.random.default_rng((seed, population)).standard_normal(population)
-    return participation.weighted(np.exp(config.availability * normal))
 
 
 def rate_bounds(algorithm: FederatedAlgorithm) -> dict[str, list[float | None] | None]:
@@ -131,12 +114,8 @@ def algorithm_factory(loss_fn: LossFunction, config: Config, population: int) ->
         "weighting": settings.weighting,
         "strategy": "vectorized" if config.run.strategy == AUTO else parse_strategy(config.run.strategy),
         "schedule_rounds": max(2, config.run.rounds),
-        "failure_model": (
-            failures.dropout(deployment.dropout, deployment.lost_updates)
-            if deployment.dropout or deployment.lost_updates
-            else None
-        ),
-        "guard": None if deployment.rollback is None else guards.rollback(deployment.rollback),
+        "failure_model": make_failures(deployment),
+        "guard": make_guard(deployment),
     }
 
     def make_algorithm(name: str, local_rate: Any, **options: Any) -> FederatedAlgorithm:

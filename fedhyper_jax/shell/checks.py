@@ -8,10 +8,9 @@ from fedhyper_jax import _validate
 from fedhyper_jax.engine import parse_strategy
 from fedhyper_jax.shell.algorithms import cells
 from fedhyper_jax.shell.config import AUTO, CompareConfig, Config, RunConfig
+from fedhyper_jax.shell.deployment import check_deployment
 
 _MOST_SEEDS = 10_000
-_WIDEST = 20.0
-"""Spread of availabilities; beyond it the cohort is as good as fixed, and float64 overflows."""
 
 
 def check_numbers(config: Config) -> None:
@@ -30,7 +29,7 @@ def check_numbers(config: Config) -> None:
     for setting in ("decay_factor", "server_optimizer_rate"):
         if (value := getattr(method, setting)) is not None:
             _validate.positive(**{setting: value})
-    _check_deployment(config)
+    check_deployment(config.deployment)
     if isinstance(config, CompareConfig):
         _check_grid(config)
     for seed in (run.seed,) if isinstance(config, RunConfig) else config.compare.seed_list:
@@ -54,18 +53,3 @@ def _check_grid(config: CompareConfig) -> None:
             raise ValueError(f"{name} must be one or more different values, got {list(getattr(grid, name))}")
     if not grid.seed_list or len(set(grid.seed_list)) < len(grid.seed_list):
         raise ValueError(f"seeds must be a number ≥ 1 or different seeds, got {grid.seeds!r}")
-
-
-def _check_deployment(config: Config) -> None:
-    deployment = config.deployment
-    for name in ("dropout", "lost_updates"):
-        if not 0 <= (value := getattr(deployment, name)) < 1:
-            raise ValueError(f"{name} must lie in [0, 1), got {value!r}; 0.1 is one client in ten")
-    if not 0 <= deployment.availability <= _WIDEST:
-        raise ValueError(
-            f"availability must lie in [0, {_WIDEST:g}], got {deployment.availability!r}; 0 draws all clients alike"
-        )
-    if deployment.rollback is not None and not (math.isfinite(deployment.rollback) and deployment.rollback > 1):
-        raise ValueError(
-            f"rollback must be finite and > 1, got {deployment.rollback!r}; 2 takes back rounds whose loss doubles"
-        )

@@ -1,7 +1,7 @@
 """Typed configurations: what `fedhyper run` and `fedhyper compare` do, as frozen dataclasses with TOML in and out.
 
-Field names without a prefix are the flags of the command line (``rounds`` is ``--rounds``). Nothing here imports JAX,
-so that ``fedhyper --help`` is quick; names and numbers are checked where they are used, before anything is compiled.
+Field names without a prefix are the flags of the command line (``rounds`` is ``--rounds``). Names and numbers are
+checked where they are used, before anything is compiled.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import tomli_w
 import tyro
 
 from fedhyper_jax.shell._toml import from_table, table_of
+from fedhyper_jax.shell.deployment import DeploymentConfig
 
 
 class ConfigError(ValueError):
@@ -172,21 +173,6 @@ class SimulationConfig(RunSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DeploymentConfig:
-    """Failures and absences in a deployment, and what is done about them; by default there are none."""
-
-    availability: float = 0.0
-    """Spread of the clients' availability: a client is drawn in proportion to the exponential of this times a standard
-    normal number of its own, which comes from partition_seed. 0 draws all clients alike."""
-    dropout: float = 0.0
-    """Probability that a client that was drawn does not start."""
-    lost_updates: float = 0.0
-    """Probability that the update of a client that did its work does not arrive."""
-    rollback: float | None = None
-    """Take a round back whose training loss exceeds this many times (> 1) that of the last round that counted."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class GridConfig:
     """Methods, initial local rates and seeds that are compared."""
 
@@ -218,7 +204,7 @@ class RunConfig:
     work: WorkConfig = WorkConfig()
     method: MethodConfig = MethodConfig()
     run: SimulationConfig = SimulationConfig()
-    deployment: DeploymentConfig = DeploymentConfig()
+    deployment: DeploymentConfig = dataclasses.field(default_factory=DeploymentConfig)
 
     @property
     def folder(self) -> str:
@@ -240,7 +226,7 @@ class CompareConfig:
     work: WorkConfig = WorkConfig()
     method: MethodSettings = MethodSettings()
     run: RunSettings = RunSettings()
-    deployment: DeploymentConfig = DeploymentConfig()
+    deployment: DeploymentConfig = dataclasses.field(default_factory=DeploymentConfig)
     compare: GridConfig = GridConfig()
 
     @property

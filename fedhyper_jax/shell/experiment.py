@@ -14,10 +14,11 @@ from jaxtyping import Array
 from fedhyper_jax.base import FederatedAlgorithm, Params
 from fedhyper_jax.data import check_cohort_size
 from fedhyper_jax.parts import Participation
-from fedhyper_jax.shell.algorithms import algorithm_factory, cells, make_participation, rate_bounds
+from fedhyper_jax.shell.algorithms import algorithm_factory, cells, rate_bounds
 from fedhyper_jax.shell.checks import check_numbers
 from fedhyper_jax.shell.config import Config, ConfigError, one_line
 from fedhyper_jax.shell.datasets import build_clients
+from fedhyper_jax.shell.deployment import make_participation
 from fedhyper_jax.shell.tasks import build_task
 from fedhyper_jax.tasks import Evaluation, EvaluationData, Task, make_evaluation
 

@@ -82,6 +82,8 @@ def made_of(config: Config, data: PyTree) -> dict[str, Any]:
         "devices": f"{len(devices)} × {devices[0].device_kind} ({devices[0].platform})",
         "jax_enable_x64": jax.config.jax_enable_x64,
         "jax_default_matmul_precision": jax.config.jax_default_matmul_precision,
+        "jax_default_prng_impl": jax.config.jax_default_prng_impl,
+        "jax_threefry_partitionable": jax.config.jax_threefry_partitionable,
         "$XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
     }
     return json.loads(json.dumps(known))  # as it is read back
@@ -153,14 +155,15 @@ def newest(place: Place, *, quiet: bool = False) -> Checkpoint | None:
 
     One that cannot be used is named on standard error, and the one before it is taken.
     """
-    for path in place.paths():
+    paths = place.paths()
+    for path in paths:
         try:
             checkpoint = read_checkpoint(path)
             _check_records(place.metrics, checkpoint.notes["records"])
         except (DamagedCheckpoint, OSError) as error:
             if not quiet:
-                before = "going back to the one before it"
-                print(f"fedhyper: checkpoint {path} cannot be used: {error}; {before}", file=sys.stderr)
+                instead = "starting anew" if path == paths[-1] else "going back to the one before it"
+                print(f"fedhyper: checkpoint {path} cannot be used: {error}; {instead}", file=sys.stderr)
         else:
             return checkpoint
     return None

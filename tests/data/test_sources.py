@@ -8,8 +8,9 @@ import struct
 import numpy as np
 import pytest
 
-from fedhyper_jax.data import LOADERS, load, load_digits, load_fashion_mnist, load_mnist
+from fedhyper_jax.data import LOADERS, load, load_digits, load_fashion_mnist, load_mnist, sources
 from fedhyper_jax.data.dataset import pixels
+from tests.helpers import in_a_new_process
 
 
 @pytest.fixture
@@ -66,6 +67,22 @@ def test_digits_parts_are_disjoint_and_complete():
     images = np.concatenate([dataset.train["x"], dataset.test["x"]]).reshape(1797, 64) * 16
     expected = original().data
     assert sorted(map(bytes, images.astype(np.uint8))) == sorted(map(bytes, expected.astype(np.uint8)))
+
+
+def test_digits_come_without_scikit_learn_itself():
+    """Which takes two seconds to import; where its file is elsewhere, it is asked after all."""
+    program = "import sys; from fedhyper_jax.data import load; load('digits'); print('sklearn' in sys.modules)"
+    assert in_a_new_process(program).split() == ["False"]
+
+
+def test_digits_are_those_of_scikit_learn_wherever_its_file_is(monkeypatch):
+    from sklearn.datasets import load_digits as original
+
+    for hidden in (False, True):
+        if hidden:
+            monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+        for ours, theirs in zip(sources._digits(), original(return_X_y=True), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def installed_fashion_mnist():

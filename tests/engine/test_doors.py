@@ -59,8 +59,21 @@ def updates_of(owned, clients, w, steps=STEPS):
 # ---------------------------------------------------------------------------------------------------------- aggregators
 
 
-@pytest.mark.parametrize("strategy", ["vectorized", "sequential", "chunked(2)", "debug"])
-@pytest.mark.parametrize("cohort", [[5, 0, 3, 7], [2, 8, 6, 1, 8, 4]], ids=["even", "odd and padded"])
+EVEN, ODD = [5, 0, 3, 7], [2, 8, 6, 1, 8, 4]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "cohort"),
+    [
+        ("vectorized", EVEN),
+        ("chunked(2)", ODD),
+        *(
+            pytest.param(strategy, cohort, marks=pytest.mark.product)  # strategies on their seam, and by the probes
+            for strategy, cohort in [("vectorized", ODD), ("chunked(2)", EVEN)]
+            + [(strategy, cohort) for strategy in ("sequential", "debug") for cohort in (EVEN, ODD)]
+        ),
+    ],
+)
 def test_a_round_by_the_median(numbers, strategy, cohort):
     owned, data = numbers
     algorithm = made(aggregator=aggregators.median(), strategy=strategy)
@@ -130,7 +143,9 @@ def fates(cohort, round_number=0, before=0.0, after=0.0):
 COHORT = [7, 2, 5, 0, 4, 3]
 
 
-@pytest.mark.parametrize("strategy", ["vectorized", "sequential", "chunked(2)"])
+@pytest.mark.parametrize(
+    "strategy", ["chunked(2)", *(pytest.param(s, marks=pytest.mark.product) for s in ("vectorized", "sequential"))]
+)
 def test_dropout_is_as_if_the_others_had_been_alone(numbers, strategy):
     """In parameters, rates and rows (SCAFFOLD's); those of clients that drop out stay, and they are counted apart."""
     _, data = numbers
@@ -353,6 +368,7 @@ def test_cohorts_are_drawn_by_availability(numbers):
 # ---------------------------------------------------------------------------------------------------- all doors at once
 
 
+@pytest.mark.product  # as a probe does
 @pytest.mark.parametrize("strategy", ["sequential", "chunked(3)"])
 def test_strategies_agree_on_all_doors_at_once(federation, strategy):
     settings = {

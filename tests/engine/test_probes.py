@@ -173,7 +173,13 @@ def test_what_can_go_wrong_does(bench):
     assert any(int(info.participants) > 1 and not int(info.taken_back) for info in bench.infos)
 
 
-@pytest.mark.parametrize("strategy", ["sequential", "chunked(3)", "sharded(vectorized)"])
+STRATEGIES = [
+    "chunked(3)",  # sorts, pads, runs side by side and one by one
+    *(pytest.param(name, marks=pytest.mark.product) for name in ("sequential", "sharded(vectorized)")),
+]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_strategies_agree(bench, strategy):
     """With the vectorized one whose cohort is padded: states and records of a run, and a client left out."""
     own = Bench(bench.line, strategy=strategy, slots=COHORT)
@@ -183,6 +189,11 @@ def test_strategies_agree(bench, strategy):
     assert_close(own.round(state, ids, data), bench.round(state, ids, data), 1e-9)
 
 
+@pytest.mark.parametrize(
+    "bench",
+    [pytest.param(name, marks=[] if "guard" in probe else [pytest.mark.product]) for name, probe in PROBES.items()],
+    indirect=True,
+)
 def test_debug_agrees(bench):
     """In a round far enough on that every rule and every state plays its part.
 

@@ -52,7 +52,7 @@ def test_simulate_equals_rounds_one_by_one(key, federation):
     chex.assert_trees_all_close(end, state, rtol=1e-5)
 
 
-@pytest.mark.parametrize("rounds_per_chunk", [3, 7])
+@pytest.mark.parametrize("rounds_per_chunk", [3, pytest.param(7, marks=pytest.mark.product)])
 def test_run_equals_simulate_whatever_the_chunks(key, federation, evaluation_data, rounds_per_chunk):
     chosen = algorithm()
     settings = {"evaluate": EVALUATE, "evaluation_data": evaluation_data, "eval_every": 2}

@@ -36,7 +36,7 @@ def test_snippet(page, snippet):
 def test_extending_checks_what_it_says():
     """Each of its three parts is asserted something of, in the snippet itself."""
     ((_, snippet),) = [(page, snippet) for page, snippet in SNIPPETS if page == "extending.md"]
-    for name in ("grow_or_shrink", "median", "stragglers"):
+    for name in ("grow_or_shrink", "median", "half_done"):
         assert f"def {name}(" in snippet
     assert snippet.count("\nassert ") >= 8
 

@@ -22,12 +22,29 @@ def test_pairs_are_in_step(path):
     assert [(c.cell_type, c.source) for c in script.cells] == [(c.cell_type, c.source) for c in notebook.cells]
 
 
+SHORTER = """
+from fedhyper_jax.shell import presets
+
+def shorter(name, command, *, whole=presets.preset_config):
+    import dataclasses
+    config = whole(name, command)
+    grid = dataclasses.replace(config.compare, methods=("fedavg", "G+CL"), seeds=2)
+    return dataclasses.replace(config, compare=grid, run=dataclasses.replace(config.run, rounds=6))
+
+presets.preset_config = shorter
+"""
+"""What is run before the first cell: the comparison that `make demo` and `make test-all` run whole, cut short."""
+
+
 # jupyter_client and its event loop are not ours to mend.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.product)], ids=["short", "whole"])
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_run(path, tmp_path):
+def test_notebooks_run(path, whole, tmp_path):
     notebook = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
+    if not whole:
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(SHORTER))
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
     pictures = [
         output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})

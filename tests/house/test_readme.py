@@ -83,7 +83,7 @@ def test_the_shell_commands(command, tmp_path, monkeypatch):
     if "--resume" in arguments:
         assert main(["run", "--local-rate", "0.01", *quick, "--out", arguments[-1]]) == 0
     if arguments[0] == "run":
-        arguments += quick
+        arguments += [*quick, "--rounds", "1", "--hidden", "8", "--layers", "1"] if "char_lstm" in arguments else quick
     if arguments[0] == "bench":
         arguments += ["--methods", "fedavg", "--rounds", "1", "--repeats", "1", "--processes", "1"]
         arguments.remove("cnn")

@@ -256,7 +256,14 @@ def test_equals_the_transcription(ragged, float64, case, work):
 
 
 @pytest.mark.parametrize(
-    "case", ["fedadam", "fedexp", "scaffold", "fednova, momentum clients", "feddyn, by examples", "delta_sgd", "fedcm"]
+    "case",
+    [
+        *("fedadam", "scaffold"),
+        *(
+            pytest.param(case, marks=pytest.mark.product)
+            for case in ("fedexp", "fednova, momentum clients", "feddyn, by examples", "delta_sgd", "fedcm")
+        ),
+    ],
 )
 def test_equals_the_transcription_in_float32(ragged, case):
     make, method, settings = CASES[case]
@@ -305,8 +312,14 @@ REFERENCE_VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.5])
-@pytest.mark.parametrize("variant", REFERENCE_VARIANTS)
+@pytest.mark.parametrize(
+    ("variant", "momentum"),
+    [
+        *((variant, 0.5) for variant in REFERENCE_VARIANTS),
+        ("FULL", 0.0),
+        *(pytest.param(variant, 0.0, marks=pytest.mark.product) for variant in REFERENCE_VARIANTS if variant != "FULL"),
+    ],
+)
 def test_reference_variants_equal_the_transcription(ragged, float64, variant, momentum):
     """The authors' code, with its momentum of 0.5 and without; its SL and Decay-SL are FedAvg."""
     work = local_epochs(2, batch_size=8)

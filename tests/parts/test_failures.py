@@ -1,4 +1,4 @@
-"""Dropout of clients, by chance: how often, and by what key."""
+"""Clients that drop out or are slow, by chance: how often, and by what key."""
 
 import jax
 import jax.numpy as jnp
@@ -41,3 +41,40 @@ def test_probabilities_that_are_refused(settings):
     (name,) = settings
     with pytest.raises(ValueError, match=f"{name} must be a probability in"):
         failures.dropout(**settings)
+    with pytest.raises(ValueError, match="share must be a probability in"):
+        failures.stragglers(settings[name])
+
+
+def test_stragglers_take_any_number_of_steps_alike():
+    steps = np.asarray(fates(failures.stragglers(0.6))[0])
+    # 1 to 7 with probability 0.6 / 7 each, and all 7 also with 0.4
+    expected = np.array([0.6 / 7] * 6 + [0.4 + 0.6 / 7])
+    shares = np.bincount(steps, minlength=8)[1:] / len(steps)
+    assert steps.min() == 1 and steps.max() == 7
+    assert np.all(abs(shares - expected) <= 5 * np.sqrt(expected * (1 - expected) / len(steps)))
+
+
+@pytest.mark.parametrize("num_steps", [0, 1])
+def test_who_has_nothing_to_leave_out_takes_all(num_steps):
+    model = failures.stragglers(0.9)
+    keys = jax.random.split(jax.random.key(0), 50)
+    taken = jax.vmap(lambda key: model.before(key, model.init(PARAMS), jnp.int32(num_steps)))(keys)
+    assert set(taken.tolist()) == {num_steps}
+
+
+def test_joined_models_have_chances_of_their_own():
+    dropout, slow = failures.dropout(0.3, 0.2), failures.stragglers(0.5)
+    starts, arrives = map(np.asarray, fates(failures.joined(dropout, slow)))
+    alone, arrives_alone = map(np.asarray, fates(dropout))
+    np.testing.assert_array_equal(starts == 0, alone == 0)  # the first is as if it were alone
+    np.testing.assert_array_equal(arrives, arrives_alone)
+    slowed = np.mean(starts[starts > 0] < 7)
+    assert abs(slowed - 0.5 * 6 / 7) <= 5 * np.sqrt(0.25 / np.sum(starts > 0))
+    twice = np.asarray(fates(failures.joined(failures.dropout(0.3), failures.dropout(0.3)))[0])
+    assert abs(np.mean(twice > 0) - 0.49) <= 5 * np.sqrt(0.25 / len(twice))  # not the same clients twice
+
+
+def test_doors_that_no_joined_model_uses_stay_shut():
+    assert failures.joined(failures.stragglers(0.5)).after is None
+    assert failures.joined(failures.dropout(0.0, 0.1), failures.none()).before is None
+    assert failures.joined().before is None and failures.joined().after is None

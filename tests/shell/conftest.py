@@ -5,6 +5,7 @@ import io
 
 import pytest
 
+from fedhyper_jax.shell import compare, train
 from fedhyper_jax.shell.cli import main
 
 TINY = ["--clients", "20", "--cohort-size", "4", "--local-steps", "2", "--batch-size", "8", "--hidden", "8", "--quiet"]
@@ -24,6 +25,13 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Drawing takes longer than a tiny run; the folders that tests share have theirs, and so has what tests draw."""
+    for module in (train, compare):
+        monkeypatch.setattr(module, "plot_folder", lambda folder: [])
 
 
 @pytest.fixture(scope="session")

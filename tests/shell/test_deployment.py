@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from fedhyper_jax.methods import METHODS
-from fedhyper_jax.shell.algorithms import make_participation, rate_bounds
+from fedhyper_jax.shell.algorithms import rate_bounds
 from fedhyper_jax.shell.cli import main
 from fedhyper_jax.shell.config import (
     CompareConfig,
     DataConfig,
-    DeploymentConfig,
     GridConfig,
     MethodConfig,
     MethodSettings,
@@ -20,6 +19,7 @@ from fedhyper_jax.shell.config import (
     RunConfig,
     load_config,
 )
+from fedhyper_jax.shell.deployment import DeploymentConfig, make_participation
 from fedhyper_jax.shell.experiment import build_experiment
 from fedhyper_jax.shell.plots import _marks
 from fedhyper_jax.shell.records import read_records, read_summary
@@ -30,7 +30,8 @@ SMALL = {"data": DataConfig(clients=20), "model": ModelConfig(name="logistic")}
 
 
 def test_clients_that_fail_are_counted_and_told(tmp_path, capsys):
-    options = ["--dropout", "0.3", "--lost-updates", "0.2", "--availability", "1", "--rounds", "5"]
+    options = ["--dropout", "0.3", "--lost-updates", "0.2", "--stragglers", "0.5", "--availability", "1"]
+    options += ["--rounds", "5"]
     assert main(["run", *QUICK, *options, "--out", str(tmp_path / "a")]) == 0
     out = capsys.readouterr().out
     summary, records = read_summary(tmp_path / "a"), read_records(tmp_path / "a")
@@ -40,8 +41,10 @@ def test_clients_that_fail_are_counted_and_told(tmp_path, capsys):
     assert f"{summary['lost']} client updates did not arrive." in out
     for record in records:
         assert record["participants"] + record["not_started"] + record["lost"] + record["left_out"] == 10
+        assert record["participants"] <= record["local_steps"] <= 2 * record["participants"]
+    assert any(record["local_steps"] < 2 * record["participants"] for record in records)  # some were slow
     deployment = load_config(tmp_path / "a" / "config.toml").deployment
-    assert deployment == DeploymentConfig(dropout=0.3, lost_updates=0.2, availability=1.0)
+    assert deployment == DeploymentConfig(dropout=0.3, lost_updates=0.2, stragglers=0.5, availability=1.0)
 
 
 def test_a_comparison_takes_rounds_back_and_says_so(tmp_path, capsys):
@@ -85,6 +88,7 @@ def test_availabilities_are_log_normal_and_come_from_the_seed_of_the_partition()
     ("option", "value", "message"),
     [
         ("dropout", "1", "dropout must lie in [0, 1), got 1.0"),
+        ("stragglers", "1.5", "stragglers must lie in [0, 1), got 1.5"),
         ("lost-updates", "-0.1", "lost_updates must lie in [0, 1), got -0.1"),
         ("availability", "-1", "availability must lie in [0, 20], got -1.0"),
         ("availability", "nan", "availability must lie in [0, 20], got nan"),

@@ -21,19 +21,20 @@ def quick(monkeypatch):
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
 
 
-def test_a_run_that_is_killed_twice_once_during_a_save(tmp_path, capsys):
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.product)])
+def test_a_run_that_is_killed_during_a_save(times, tmp_path, capsys):
     """In processes of their own, as commands run: this one has been through many tests."""
     arguments = ["run", *TINY, *fifty_kills.SETTINGS["run"].split(), "--rounds", "40", "--checkpoint-every", "1"]
     whole, folder = tmp_path / "undisturbed", tmp_path / "killed"
     log, draw = subprocess.DEVNULL, random.Random(0)
     assert fifty_kills.start([*arguments, "--out", str(whole)], log).wait(300) == 0
-    process = fifty_kills.start([*arguments, "--out", str(folder)], log)
-    fifty_kills.kill_somewhere(process, folder, 2, False, draw)
-    first = fifty_kills.rounds_done(folder)
-    process = fifty_kills.start(["run", "--resume", str(folder), "--quiet"], log)
-    fifty_kills.kill_somewhere(process, folder, min(first + 2, 39), True, draw)
-    assert 2 <= first <= fifty_kills.rounds_done(folder) < 40
-    assert fifty_kills.start(["run", "--resume", str(folder), "--quiet"], log).wait(300) == 0
+    process, done = fifty_kills.start([*arguments, "--out", str(folder)], log), 0
+    for number in range(times):
+        fifty_kills.kill_somewhere(process, folder, done + 2, number == 0, draw)
+        assert done <= fifty_kills.rounds_done(folder) < 40
+        done = fifty_kills.rounds_done(folder)
+        process = fifty_kills.start(["run", "--resume", str(folder), "--quiet"], log)
+    assert process.wait(300) == 0
     assert fifty_kills.compare_folders(folder, whole), capsys.readouterr().out
 
 
