@@ -6,8 +6,14 @@ import sys
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
 from fedhyper_jax.data import Cohort
+
+
+def product(*values, **settings):
+    """Parameters of a case that only the full product runs (``make test-all``)."""
+    return pytest.param(*values, marks=pytest.mark.product, **settings)
 
 
 def logistic_loss(params, batch):

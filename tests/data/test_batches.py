@@ -23,7 +23,7 @@ def drawn(key, round_number, data, client, work):
     return batches, steps
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 23), min_size=1, max_size=4),
     epochs=st.integers(1, 3),
@@ -45,7 +45,7 @@ def test_each_epoch_visits_each_example_once(sizes, epochs, batch_size, seed):
         assert set(batches.rows.ravel()) <= set(own)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 23), min_size=1, max_size=4), steps=st.integers(1, 12), batch_size=st.integers(1, 9)
 )

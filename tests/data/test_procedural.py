@@ -19,6 +19,7 @@ from fedhyper_jax.data import (
 )
 from fedhyper_jax.models import logistic
 from fedhyper_jax.tasks.losses import cross_entropy
+from tests.helpers import product
 
 SMALL = {"num_features": 4, "num_classes": 3, "median_examples": 6.0, "max_examples": 30}
 
@@ -34,7 +35,7 @@ def stored(data):
     return pack(pool, np.split(np.arange(sizes.sum()), np.cumsum(sizes)[:-1]))
 
 
-@pytest.mark.parametrize("work", [local_epochs(2, 4), local_steps(3, 4, with_replacement=True)], ids=str)
+@pytest.mark.parametrize("work", [local_epochs(2, 4), product(local_steps(3, 4, with_replacement=True))], ids=str)
 def test_a_run_equals_one_on_the_stored_examples(key, work):
     data, model = procedural_logistic(12, **SMALL), logistic(3)
     algorithm = fedhyper(cross_entropy(model), "G+CL", work=work, local_rate=0.1, strategy="chunked(2)")

@@ -13,7 +13,7 @@ from fedhyper_jax import _random, run, simulate, sweep
 from fedhyper_jax.data import Cohort, client_batches, local_epochs, pack
 from fedhyper_jax.engine import federated_algorithm
 from fedhyper_jax.parts import FailureModel, aggregators, failures, guards, participation, rates, terms
-from tests.helpers import logistic_loss, logistic_params
+from tests.helpers import logistic_loss, logistic_params, product
 
 SIZES = [1, 2, 4, 3, 5, 2, 1, 6]
 POPULATION = len(SIZES)
@@ -68,7 +68,7 @@ EVEN, ODD = [5, 0, 3, 7], [2, 8, 6, 1, 8, 4]
         ("vectorized", EVEN),
         ("chunked(2)", ODD),
         *(
-            pytest.param(strategy, cohort, marks=pytest.mark.product)  # strategies on their seam, and by the probes
+            product(strategy, cohort)  # strategies on their seam, and by the probes
             for strategy, cohort in [("vectorized", ODD), ("chunked(2)", EVEN)]
             + [(strategy, cohort) for strategy in ("sequential", "debug") for cohort in (EVEN, ODD)]
         ),
@@ -143,9 +143,7 @@ def fates(cohort, round_number=0, before=0.0, after=0.0):
 COHORT = [7, 2, 5, 0, 4, 3]
 
 
-@pytest.mark.parametrize(
-    "strategy", ["chunked(2)", *(pytest.param(s, marks=pytest.mark.product) for s in ("vectorized", "sequential"))]
-)
+@pytest.mark.parametrize("strategy", ["chunked(2)", *(product(s) for s in ("vectorized", "sequential"))])
 def test_dropout_is_as_if_the_others_had_been_alone(numbers, strategy):
     """In parameters, rates and rows (SCAFFOLD's); those of clients that drop out stay, and they are counted apart."""
     _, data = numbers

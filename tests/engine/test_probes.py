@@ -35,7 +35,7 @@ from fedhyper_jax.parts.contract import no_state
 from tests.algorithms import COHORT, EPOCHS, POPULATION, loss_fn
 from tests.bench import Bench, federation, poisoned, run_key, sampled_cohorts
 from tests.compare import assert_close, cast, types_of
-from tests.helpers import logistic_params
+from tests.helpers import logistic_params, product
 
 MOMENTUM = optax.sgd(1.0, momentum=0.9)
 STEPS = local_steps(3, batch_size=4)
@@ -175,7 +175,7 @@ def test_what_can_go_wrong_does(bench):
 
 STRATEGIES = [
     "chunked(3)",  # sorts, pads, runs side by side and one by one
-    *(pytest.param(name, marks=pytest.mark.product) for name in ("sequential", "sharded(vectorized)")),
+    *(product(name) for name in ("sequential", "sharded(vectorized)")),
 ]
 
 

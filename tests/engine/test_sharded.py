@@ -16,7 +16,7 @@ from tests.bench import Bench
 from tests.compare import assert_close
 from tests.engine import toys
 from tests.engine.test_probes import PROBES, Probe
-from tests.helpers import logistic_loss, logistic_params
+from tests.helpers import logistic_loss, logistic_params, product
 
 WORK = [data.local_epochs(2, 8), data.local_steps(5, 8)]
 
@@ -52,10 +52,8 @@ def test_updates_side_by_side_cross_the_devices():
         assert_close((divided.states, divided.infos), (whole.states, whole.infos), 1e-9)
 
 
-@pytest.mark.parametrize("work", WORK, ids=["epochs", "steps"])
-@pytest.mark.parametrize(
-    ("inner", "devices"), [INNER[2], *(pytest.param(*case, marks=pytest.mark.product) for case in INNER[:2])]
-)
+@pytest.mark.parametrize("work", [pytest.param(WORK[0], id="epochs"), product(WORK[1], id="steps")])
+@pytest.mark.parametrize(("inner", "devices"), [INNER[2], *(product(*case) for case in INNER[:2])])
 def test_devices_change_nothing(federation, inner, devices, work):
     """SCAFFOLD keeps a row a client, so rows cross the devices too."""
     expected = run(federation, "vectorized", work=work)
@@ -66,6 +64,7 @@ def test_devices_change_nothing(federation, inner, devices, work):
     assert given[0].params["weights"].sharding.is_fully_replicated
 
 
+@pytest.mark.product  # as the toys do
 def test_more_devices_than_clients(federation):
     algorithm = fedavg(logistic_loss, work=WORK[0], local_rate=0.1, strategy=sharded(mesh=mesh(4)))
     plain = fedavg(logistic_loss, work=WORK[0], local_rate=0.1)
@@ -115,7 +114,8 @@ def test_integers_cross_exactly():
     numbers = np.array([2**30 - 1, -(2**24) - 1, 123_456_789, -7, 2**24 + 1], np.int32)
     slots = Slots(Assignment(jnp.arange(5), jnp.ones(5, jnp.int32)), 1, padding_id=5)
     with_zero = jnp.asarray(np.append(numbers, 0))  # what a padded slot finds
-    total, (stacked, positive) = sharded(mesh=mesh(4)).map_reduce(client_fn, with_zero, slots)
+    map_reduce = sharded(mesh=mesh(4)).map_reduce
+    total, (stacked, positive) = jax.jit(lambda shared: map_reduce(client_fn, shared, slots))(with_zero)
     assert stacked.tolist() == numbers.tolist() and positive.tolist() == (numbers > 0).tolist()
     assert int(total["total"]) == numbers.sum()
 
@@ -130,7 +130,8 @@ def test_devices_get_like_work():
     inner = cohort.Strategy("counting", map_reduce)
     steps = jnp.asarray(np.random.default_rng(0).permutation(40) + 1)
     strategy = sharded(inner, mesh(4))
-    _, stacked = strategy.map_reduce(None, (), Slots(Assignment(jnp.arange(40), steps), None, padding_id=40))
+    slots = Slots(Assignment(jnp.arange(40), steps), None, padding_id=40)
+    _, stacked = jax.jit(lambda: strategy.map_reduce(None, (), slots))()
     assert stacked.tolist() == steps.tolist()
     # dealt 40 39 38 37 | 33 34 35 36 | …: each device's sum is that of the others
     longest_first = np.argsort(-np.asarray(steps))
@@ -149,6 +150,7 @@ def test_names_and_refusals():
         sharded(mesh=jax.make_mesh((1,), ("rows",), devices=jax.devices()[:1]))
 
 
+@pytest.mark.product  # the notebook runs one
 def test_a_comparison_in_one_process_uses_its_devices(tmp_path, monkeypatch):
     """As in a notebook after `use_all_cores`; several processes divide the methods instead."""
     demo = preset_config("demo", "compare")

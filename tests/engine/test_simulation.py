@@ -25,7 +25,7 @@ from fedhyper_jax.base import Model
 from fedhyper_jax.data import Cohort, local_epochs, pack, sample_cohort
 from fedhyper_jax.engine.simulation import RoundError
 from fedhyper_jax.tasks.evaluation import client_summary
-from tests.helpers import logistic_loss, logistic_params
+from tests.helpers import logistic_loss, logistic_params, product
 
 WORK = local_epochs(1, batch_size=8)
 MODEL = Model(init=None, apply=lambda params, x: x @ params["weights"] + params["bias"])
@@ -52,7 +52,7 @@ def test_simulate_equals_rounds_one_by_one(key, federation):
     chex.assert_trees_all_close(end, state, rtol=1e-5)
 
 
-@pytest.mark.parametrize("rounds_per_chunk", [3, pytest.param(7, marks=pytest.mark.product)])
+@pytest.mark.parametrize("rounds_per_chunk", [3, product(7)])
 def test_run_equals_simulate_whatever_the_chunks(key, federation, evaluation_data, rounds_per_chunk):
     chosen = algorithm()
     settings = {"evaluate": EVALUATE, "evaluation_data": evaluation_data, "eval_every": 2}
@@ -77,6 +77,7 @@ def test_run_equals_simulate_whatever_the_chunks(key, federation, evaluation_dat
     chex.assert_trees_all_close(run_history, jax.tree.map(np.asarray, history), rtol=1e-5)
 
 
+@pytest.mark.product  # as `fedhyper run --strategy debug` does, in test_cli.py
 def test_run_without_jit_serves_the_debug_strategy(key, federation, evaluation_data):
     settings = {
         "evaluate": EVALUATE,

@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.helpers import product
+
 FOLDER = pathlib.Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.py"))
 
@@ -39,7 +41,7 @@ presets.preset_config = shorter
 # jupyter_client and its event loop are not ours to mend.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.product)], ids=["short", "whole"])
+@pytest.mark.parametrize("whole", [False, product(True)], ids=["short", "whole"])
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run(path, whole, tmp_path):
     notebook = nbformat.read(path.with_suffix(".ipynb"), as_version=4)

@@ -21,7 +21,7 @@ from tests.algorithms import CHOICES, COHORT, COMPOSITIONS, LINES, METHOD_LINES,
 from tests.bench import CLASSES, SIZES, Bench, drawn_batches, examples, federation, poisoned, run_key, sampled_cohorts
 from tests.compare import assert_identical, cast, differs, same_program, types_of
 from tests.duel import flatten
-from tests.helpers import logistic_params, mixed_params
+from tests.helpers import logistic_params, mixed_params, product
 from tests.reference import baselines_numpy as oracle
 from tests.reference.fedhyper_numpy import softmax_regression
 
@@ -86,7 +86,7 @@ def test_a_round_records_finite_scalars(bench):
 DTYPES = [
     "bfloat16",  # a rate that took the type of the parameters
     "mixed",  # a leaf that took the type of another
-    pytest.param("float32", marks=pytest.mark.product),  # what neither of these finds
+    product("float32"),  # what neither of these finds
 ]
 
 
@@ -168,9 +168,7 @@ def test_traced_values_make_the_same_states(bench):
 SWEPT = ("G+SL+CL", "fedexp", "fedprox+scaffold")
 
 
-@pytest.mark.parametrize(
-    "name", [*SWEPT, *(pytest.param(n, marks=pytest.mark.product) for n in LINES if n not in SWEPT)]
-)
+@pytest.mark.parametrize("name", [*SWEPT, *(product(n) for n in LINES if n not in SWEPT)])
 def test_a_sweep_equals_its_runs(name):
     """In one program, with cohorts that are not padded."""
     bench = Bench(LINES[name])

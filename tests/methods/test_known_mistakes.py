@@ -22,6 +22,9 @@ from tests.reference.hand_traces import HAND_TRACES
 
 pytestmark = pytest.mark.usefixtures("float64")
 
+TRANSCRIBED = pytest.mark.product
+"""Of a method that equals its NumPy transcription in `test_contracts.py`; the transcription is held to hand-worked
+numbers in `tests/reference`, so that `make test` proves the sum of the two."""
 ONE_STEP = local_steps(1, batch_size=8)
 MOMENTUM = optax.sgd(1.0, momentum=0.5)
 
@@ -64,6 +67,7 @@ def close(actual, expected, rtol=1e-12):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@TRANSCRIBED
 def test_fedavg_weighs_clients_by_examples():
     """Mistake: weights by local steps, or uniform; or a ragged last batch divided by the full batch size.
 
@@ -74,6 +78,7 @@ def test_fedavg_weighs_clients_by_examples():
     close(states.params, [[-5.0]])
 
 
+@TRANSCRIBED
 def test_fedavgm_is_not_dampened():
     """Mistake: m ← μ m + (1−μ) Δ, or Nesterov's step.
 
@@ -83,6 +88,7 @@ def test_fedavgm_is_not_dampened():
     close(states.params[:, 0], [-1, -2.5, -3.25])
 
 
+@TRANSCRIBED
 def test_fedadagrad_has_its_adaptivity_outside_the_root_and_starts_at_zero():
     """Mistake: τ inside the root, as optax has it; an accumulator that starts at 0.1; one that decays.
 
@@ -92,6 +98,7 @@ def test_fedadagrad_has_its_adaptivity_outside_the_root_and_starts_at_zero():
     close(states.params[:, 0], [-3 / 4, -3 / 4 - 2 / 3])
 
 
+@TRANSCRIBED
 @pytest.mark.parametrize(
     ("name", "steps"), [("fedadam", [1, 3 / 4]), ("fedadam_corrected", [2 / 3, 3 / 4 * 4 * math.sqrt(7) / 15])]
 )
@@ -106,6 +113,7 @@ def test_fedadam_corrects_its_bias_only_where_it_says_so(name, steps):
     close(states.params[:, 0], -np.cumsum(steps))
 
 
+@TRANSCRIBED
 def test_fedyogi_lets_its_second_moment_shrink():
     """Mistake: the sign reversed, which makes v negative at once; v that only grows; FedAdam's v.
 
@@ -158,6 +166,7 @@ def test_servers_without_a_rate_are_optaxs_on_the_pseudo_gradients(name, options
 ORTHOGONAL = [[[2, 0, 0, 0]], [[0, 2, 0, 0]], [[0, 0, 2, 0]], [[0, 0, 0, 2]]]
 
 
+@TRANSCRIBED
 @pytest.mark.parametrize(
     ("clients", "epsilon", "rate"),
     [
@@ -222,6 +231,7 @@ def test_plateaus_reduce_the_rate_when_the_loss_rises_or_stays(name, field, expe
     close(getattr(infos, field), expected)
 
 
+@TRANSCRIBED
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
 def test_fathom_follows_the_cosine_with_what_went_before(scale):
     """Mistake: a buffer that holds the present update; the raw product for the cosine; the sign.
@@ -288,6 +298,7 @@ def test_cl_agrees_with_the_raw_last_pseudo_gradient(global_weight, rate):
     close(states.params[:, 0], [-4, -4 - 2 * (1 / 2 + rate) / 4])
 
 
+@TRANSCRIBED
 def test_warm_rates_start_from_the_mean_by_examples_of_the_last_ones():
     """Mistake: a uniform mean, 3; or a restart at 1/2.
 
@@ -298,6 +309,7 @@ def test_warm_rates_start_from_the_mean_by_examples_of_the_last_ones():
     close(infos.local_rate, [0.5, 3.75])
 
 
+@TRANSCRIBED
 def test_per_client_rates_wait_for_the_next_time_the_client_is_drawn():
     """Mistake: rows of clients that were not drawn overwritten, or a start from the server's rate.
 
@@ -335,6 +347,7 @@ def test_fedprox_is_anchored_at_the_present_global_parameters():
     close(states.params[:, 0], [-0.75, -1.5])
 
 
+@TRANSCRIBED
 @pytest.mark.parametrize(("loss", "steps"), [(linear, 3), (quadratic, 1)])
 def test_scaffolds_control_variates_are_gradients_and_c_is_their_mean(loss, steps):
     """Mistake: c += (|S|/N) Σ_S, |S| times too much; c_m⁺ with the new c; Δ_m over β instead of Kβ; rows that start
@@ -354,6 +367,7 @@ def test_scaffolds_control_variates_are_gradients_and_c_is_their_mean(loss, step
         close(states.terms["control_variates"][t], variates.mean(axis=0))
 
 
+@TRANSCRIBED
 @pytest.mark.parametrize(
     ("name", "options", "fixed_point"),
     [
@@ -378,6 +392,7 @@ def test_drift_is_corrected_at_the_fixed_point(name, options, fixed_point):
     close(states.params[-1], [fixed_point], rtol=1e-8)
 
 
+@TRANSCRIBED
 @pytest.mark.parametrize(
     ("name", "fixed_point"), [("fednova", 0.00742525 / 0.00992525), ("fedavg", 0.02227575 / 0.02477575)]
 )
@@ -394,6 +409,7 @@ def test_fednova_minimises_the_weighted_loss_whatever_the_numbers_of_steps(name,
     close(states.params[-1], [fixed_point], rtol=1e-9)
 
 
+@TRANSCRIBED
 @pytest.mark.parametrize(
     ("name", "optimizer", "effective_steps"),
     [
@@ -417,6 +433,7 @@ def test_fednova_divides_by_what_the_gradients_weigh(name, optimizer, effective_
     close(states.params[:, 0], [0, -4 * effective_steps])
 
 
+@TRANSCRIBED
 def test_feddyn_adds_the_mean_of_all_clients_memories():
     """Mistake: the sign of h; its mean over the cohort instead of all N clients; no pull towards w^t.
 
@@ -442,6 +459,7 @@ def test_feddyn_weighs_its_regularizer_by_the_clients_share():
     close(states.clients["dynamic_regularization"], [[[-12], [-22]]])
 
 
+@TRANSCRIBED
 def test_fedcm_divides_its_momentum_by_each_clients_steps_and_rate():
     """Mistake: M not divided by K β, or by another client's K; a round 0 that uses all of g.
 

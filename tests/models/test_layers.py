@@ -234,10 +234,10 @@ def test_shared_kernels_need_no_loop():
 @pytest.mark.parametrize(
     ("batch", "size", "groups", "examples"),
     [
-        (6, 24, 1, 3),  # of 72 KiB an example: 3 of them fit into 256 KiB
+        pytest.param(6, 24, 1, 3, marks=pytest.mark.product),  # of 72 KiB an example: 3 of them fit into 256 KiB
         (6, 24, 2, 3),
         (5, 24, 1, 1),  # 5 divides by nothing smaller but 1
-        (2, 48, 1, 1),  # one example is too large already
+        pytest.param(2, 48, 1, 1, marks=pytest.mark.product),  # one example is too large already
         (4, 8, 1, 4),  # all fit: no parts
     ],
 )

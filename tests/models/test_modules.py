@@ -12,6 +12,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from fedhyper_jax import models
 from fedhyper_jax.models import modules
+from tests.helpers import product
 
 IMAGES, SEQUENCES = (2, 6, 5, 4), (2, 4, 3)
 
@@ -194,6 +195,7 @@ def test_carries_and_lengths_of_sequences():
     close(towards_carry(ours), towards_carry(theirs))
 
 
+@pytest.mark.product  # nothing here asks for one
 @pytest.mark.parametrize("case", ["norm", "rnn"])
 def test_gradient_of_a_gradient(case):
     (ours, theirs), shape, _ = CASES[case]
@@ -207,7 +209,7 @@ def test_gradient_of_a_gradient(case):
     close(curvature(ours(param_dtype=jnp.float64)), curvature(theirs(param_dtype=jnp.float64)))
 
 
-@pytest.mark.parametrize("case", ["conv", "norm", "rnn"])
+@pytest.mark.parametrize("case", ["conv", *(product(c) for c in ("norm", "rnn"))])
 def test_shared_parameters_and_sharded_examples(case):
     (ours, _), shape, _ = CASES[case]
     layer, x = ours(param_dtype=jnp.float64), normal(0, *shape)

@@ -11,11 +11,12 @@ from jax import lax
 
 from fedhyper_jax import losses, metrics
 from fedhyper_jax.models import MODELS, char_lstm, cnn, from_linen, logistic, make_model, mlp, networks, resnet18
+from tests.helpers import product
 
 IMAGES = (2, 28, 28, 1)
 TEXT = (2, 7)
 # (by the same adapter as the CNN, and 62 parameters of it take long to compile one by one)
-WITHOUT_RESNET = [*(n for n in MODELS if n != "resnet18"), pytest.param("resnet18", marks=pytest.mark.product)]
+WITHOUT_RESNET = [name if name != "resnet18" else product(name) for name in MODELS]
 SMALL = {"resnet18": {"width": 4}, "char_lstm": {"hidden": 6, "layers": 1}}
 
 
@@ -145,7 +146,7 @@ def test_parameters_follow_the_inputs_dtype(name):
             assert jax.eval_shape(model.apply, params, images).dtype == expected
 
 
-@pytest.mark.parametrize("name", IMAGE_MODELS)
+@pytest.mark.parametrize("name", [name if name != "resnet18" else product(name) for name in IMAGE_MODELS])
 def test_integer_images_are_not_scaled(name):
     model, pixels = small(name)[0], np.random.default_rng(0).integers(0, 256, IMAGES).astype(np.uint8)
     params = initialised(model, dtype=jnp.uint8)

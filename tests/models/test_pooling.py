@@ -10,6 +10,7 @@ from flax import linen
 from jax import lax
 
 from fedhyper_jax.models import avg_pool, max_pool
+from tests.helpers import product
 
 WINDOWS = [(1, 1), (2, 2), (2, 3), (3, 1), (5, 7)]
 
@@ -36,6 +37,7 @@ def loss(pool, x, window, strides, *settings):
 
 
 CASES = [(window, window, "VALID") for window in WINDOWS]
+CASES[1:] = [product(*case) for case in CASES[1:]]
 CASES += [
     ((3, 3), (2, 2), "SAME"),
     ((3, 2), None, "SAME"),

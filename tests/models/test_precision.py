@@ -9,9 +9,10 @@ from fedhyper_jax import fedhyper, simulate
 from fedhyper_jax.data import local_steps
 from fedhyper_jax.models import cnn, compute_in, mlp
 from fedhyper_jax.tasks.losses import cross_entropy
+from tests.helpers import product
 
 
-@pytest.mark.parametrize(("model", "shape"), [(mlp(3), (4, 5)), (cnn(3, channels=(2,)), (4, 8, 8, 1))])
+@pytest.mark.parametrize(("model", "shape"), [product(mlp(3), (4, 5)), (cnn(3, channels=(2,)), (4, 8, 8, 1))])
 def test_products_are_narrow_and_everything_else_is_not(model, shape):
     narrow = compute_in(model, "bfloat16")
     inputs = jax.random.normal(jax.random.key(1), shape)

@@ -230,6 +230,7 @@ def stacked(run):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *run)
 
 
+@pytest.mark.product  # methods are compared with float64 transcriptions, and keep their types
 @pytest.mark.parametrize("name", PARTS)
 def test_a_part_in_float64_differs_from_float32_by_rounding_only(name, float64):
     """Its state and updates are float64 throughout."""

@@ -193,6 +193,7 @@ def test_peak_memory_counts_what_was_held():
     assert bench.peak_memory() > before + 100
 
 
+@pytest.mark.product  # test_tasks.py runs on such clients, and benchmarks on others
 def test_a_job_from_clients_made_on_demand():
     task = jobs.logistic_1m(population=1000)
     job = jobs.JOBS["logistic-1M"]._replace(build=lambda: task, cohort_size=5)

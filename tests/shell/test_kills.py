@@ -11,6 +11,7 @@ import pytest
 
 from experiments import fifty_kills
 from fedhyper_jax.shell.records import read_records, read_summary
+from tests.helpers import product
 
 TINY = fifty_kills.TINY.split()
 
@@ -21,7 +22,7 @@ def quick(monkeypatch):
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.product)])
+@pytest.mark.parametrize("times", [1, product(3)])
 def test_a_run_that_is_killed_during_a_save(times, tmp_path, capsys):
     """In processes of their own, as commands run: this one has been through many tests."""
     arguments = ["run", *TINY, *fifty_kills.SETTINGS["run"].split(), "--rounds", "40", "--checkpoint-every", "1"]

@@ -22,6 +22,7 @@ from fedhyper_jax.shell.cli import main
 from fedhyper_jax.shell.config import ConfigError, load_config
 from fedhyper_jax.shell.records import read_records, read_summary
 from fedhyper_jax.shell.resume import claim, newest, run_place
+from tests.helpers import product
 
 TINY = ["--model", "logistic", "--clients", "12", "--cohort-size", "3", "--local-steps", "2", "--batch-size", "4"]
 TINY += ["--no-evaluate-clients", "--quiet", "--strategy", "vectorized", "--rounds", "10", "--checkpoint-every", "4"]
@@ -123,7 +124,7 @@ def same_results(given, expected):
     assert not (given / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("after", [2, 6, 8, 10])
+@pytest.mark.parametrize("after", [2, product(6), 8, 10])
 def test_a_resumed_run_ends_as_one_that_was_never_stopped(stopped, undisturbed, after, capsys):
     """Before the first checkpoint, between two, at one, and when all rounds are done but nothing is summed up."""
     folder = stopped(after)
