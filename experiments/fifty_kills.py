@@ -6,8 +6,8 @@
 A run of 100 rounds with a checkpoint every round gets SIGKILL, all its processes at once, at random moments; every
 other kill comes while a checkpoint is being written, as far as its half-written file can be seen. Expected last lines:
 
-    50 kills: 13 of them before the first new checkpoint, 33 with a half-written checkpoint left behind
-    metrics.jsonl: the same 56,777 bytes
+    50 kills: 20 of them before the first new checkpoint, 32 with a half-written checkpoint left behind
+    metrics.jsonl: the same 61,677 bytes
     parameters: the same 2,600 bytes
 
 and exit status 0 (the first line differs from time to time). Any difference is named, with exit status 1.

@@ -39,8 +39,16 @@ def test_a_run_that_is_killed_during_a_save(times, tmp_path, capsys):
     assert fifty_kills.compare_folders(folder, whole), capsys.readouterr().out
 
 
+@pytest.fixture
+def interruptible():
+    """Shells start what runs in the background deaf to Ctrl-C, and processes inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.product  # test_resume.py interrupts a run in process
-def test_ctrl_c_stops_several_processes_and_they_go_on(tmp_path, monkeypatch):
+def test_ctrl_c_stops_several_processes_and_they_go_on(tmp_path, monkeypatch, interruptible):
     """The launcher alone is told; the number of processes comes back by itself."""
     monkeypatch.delenv("FEDHYPER_PROCESSES")
     arguments = ["run", *TINY, "--strategy", "sequential", "--rounds", "4000", "--processes", "2"]
