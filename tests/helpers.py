@@ -16,6 +16,19 @@ def product(*values, **settings):
     return pytest.param(*values, marks=pytest.mark.product, **settings)
 
 
+def cases(names, *, later):
+    """All of ``names`` as cases of one parameter; those in ``later`` run with the full product only."""
+    return [product(name) if name in later else name for name in names]
+
+
+def without_pictures(monkeypatch):
+    """Commands draw nothing, which takes longer than a tiny run."""
+    from fedhyper_jax.shell import compare, train
+
+    for module in (train, compare):
+        monkeypatch.setattr(module, "plot_folder", lambda folder: [])
+
+
 def logistic_loss(params, batch):
     """Softmax regression on 5 features and 3 classes."""
     logits = batch["x"] @ params["weights"] + params["bias"]

@@ -109,17 +109,20 @@ def joined(*models: FailureModel) -> FailureModel:
     if len(models) == 1:
         return models[0]
 
-    def keys(key):
-        return [key, *(jax.random.fold_in(key, 1 + index) for index in range(1, len(models)))]
+    def each(key, settings):
+        # (from 2 on: `dropout` takes 0 and 1 of the key that the first model gets)
+        keys = [key, *(jax.random.fold_in(key, 1 + index) for index in range(1, len(models)))]
+        return zip(keys, models, settings, strict=True)
 
     def before(key, settings, num_steps):
-        for own_key, model, own in zip(keys(key), models, settings, strict=True):
-            num_steps = num_steps if model.before is None else model.before(own_key, own, num_steps)
+        for own_key, model, own in each(key, settings):
+            if model.before is not None:
+                num_steps = model.before(own_key, own, num_steps)
         return num_steps
 
     def after(key, settings, update):
         arrives: Any = True
-        for own_key, model, own in zip(keys(key), models, settings, strict=True):
+        for own_key, model, own in each(key, settings):
             if model.after is not None:
                 update, arrived = model.after(own_key, own, update)
                 arrives = arrives & arrived

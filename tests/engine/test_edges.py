@@ -12,7 +12,7 @@ from fedhyper_jax.base import Model
 from fedhyper_jax.data import Cohort, client_batches, local_epochs, local_steps, make_cohort, pack
 from fedhyper_jax.hypergradient import adapt, adaptive_rate
 from fedhyper_jax.parts.rates import Feedback, hypergradient
-from tests.helpers import logistic_loss, logistic_params, play, product
+from tests.helpers import cases, logistic_loss, logistic_params, play
 
 WORK = local_epochs(1, batch_size=8)
 
@@ -218,9 +218,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["MultiSteps", "add_noise", *map(product, ("adamw", "reduce_on_plateau", "inject_hyperparams"))]
-)
+@pytest.mark.parametrize("name", cases(OPTIMIZERS, later=("adamw", "reduce_on_plateau", "inject_hyperparams")))
 def test_other_optimizers_run_on_either_side(key, federation, name):
     """On both in one program."""
     both = {side: OPTIMIZERS[name] for side in ("server_optimizer", "client_optimizer")}

@@ -35,7 +35,7 @@ from fedhyper_jax.parts.contract import no_state
 from tests.algorithms import COHORT, EPOCHS, POPULATION, loss_fn
 from tests.bench import Bench, federation, poisoned, run_key, sampled_cohorts
 from tests.compare import assert_close, cast, types_of
-from tests.helpers import logistic_params, product
+from tests.helpers import cases, logistic_params
 
 MOMENTUM = optax.sgd(1.0, momentum=0.9)
 STEPS = local_steps(3, batch_size=4)
@@ -173,13 +173,11 @@ def test_what_can_go_wrong_does(bench):
     assert any(int(info.participants) > 1 and not int(info.taken_back) for info in bench.infos)
 
 
-STRATEGIES = [
-    "chunked(3)",  # sorts, pads, runs side by side and one by one
-    *(product(name) for name in ("sequential", "sharded(vectorized)")),
-]
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
+# chunked sorts, pads, and runs clients side by side and one by one.
+@pytest.mark.parametrize(
+    "strategy",
+    cases(["sequential", "chunked(3)", "sharded(vectorized)"], later=["sequential", "sharded(vectorized)"]),
+)
 def test_strategies_agree(bench, strategy):
     """With the vectorized one whose cohort is padded: states and records of a run, and a client left out."""
     own = Bench(bench.line, strategy=strategy, slots=COHORT)
@@ -191,7 +189,7 @@ def test_strategies_agree(bench, strategy):
 
 @pytest.mark.parametrize(
     "bench",
-    [pytest.param(name, marks=[] if "guard" in probe else [pytest.mark.product]) for name, probe in PROBES.items()],
+    cases(PROBES, later=[name for name, probe in PROBES.items() if "guard" not in probe]),
     indirect=True,
 )
 def test_debug_agrees(bench):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedhyper_jax import data, models, simulate
-from fedhyper_jax.shell import compare, train
+from tests.helpers import without_pictures
 
 README = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
 RESULTS = pathlib.Path(__file__).parents[2] / "experiments" / "results"
@@ -78,8 +78,7 @@ def test_the_shell_commands(command, tmp_path, monkeypatch):
     from fedhyper_jax.shell.cli import main
 
     monkeypatch.chdir(tmp_path)
-    for module in (train, compare):  # `fedhyper plot` draws
-        monkeypatch.setattr(module, "plot_folder", lambda folder: [])
+    without_pictures(monkeypatch)  # but `fedhyper plot` draws
     arguments, quick = command[1:], ["--rounds", "2", "--strategy", "sequential", "--quiet"]
     if arguments[0] == "plot":
         assert main(["run", "--data", "digits", *quick, "--out", "runs/demo"]) == 0

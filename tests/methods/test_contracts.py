@@ -21,7 +21,7 @@ from tests.algorithms import CHOICES, COHORT, COMPOSITIONS, LINES, METHOD_LINES,
 from tests.bench import CLASSES, SIZES, Bench, drawn_batches, examples, federation, poisoned, run_key, sampled_cohorts
 from tests.compare import assert_identical, cast, differs, same_program, types_of
 from tests.duel import flatten
-from tests.helpers import logistic_params, mixed_params, product
+from tests.helpers import cases, logistic_params, mixed_params
 from tests.reference import baselines_numpy as oracle
 from tests.reference.fedhyper_numpy import softmax_regression
 
@@ -42,9 +42,7 @@ SUMS = {
 """Compositions whose parts keep their contracts one by one, each in a line of its own: here with ``make test-all``."""
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(line, marks=[pytest.mark.product] if line in SUMS else []) for line in LINES]
-)
+@pytest.fixture(scope="module", params=cases(LINES, later=SUMS))
 def bench(request):
     """Of the module, so that all tests of a line follow each other and share its compiled round."""
     return Bench(LINES[request.param])
@@ -83,14 +81,8 @@ def test_a_round_records_finite_scalars(bench):
         assert (int(info.not_started), int(info.lost), int(info.taken_back)) == (0, 0, 0)
 
 
-DTYPES = [
-    "bfloat16",  # a rate that took the type of the parameters
-    "mixed",  # a leaf that took the type of another
-    product("float32"),  # what neither of these finds
-]
-
-
-@pytest.mark.parametrize("params", DTYPES)
+# bfloat16 finds a rate that took the type of the parameters, mixed a leaf that took the type of another.
+@pytest.mark.parametrize("params", cases(["bfloat16", "mixed", "float32"], later=["float32"]))
 def test_smaller_dtypes_are_kept(bench, params, request):
     """Parameters and state keep their types in a round, and rates are float32."""
     if params == "mixed" and bench.line.not_mixed:
@@ -113,13 +105,16 @@ def test_float64_is_float64_throughout(bench):
     assert kinds == {jnp.dtype("float64")}
 
 
+@pytest.mark.parametrize(
+    "bench", cases([name for name, line in LINES.items() if line.rows or name == "fedavg"], later=SUMS), indirect=True
+)
 def test_data_of_another_population_are_refused(bench):
-    """Where rows are kept; without them any data will do."""
+    """Where rows are kept; without them, as FedAvg is, any data will do."""
     cohort = Cohort(data=federation("float64", POPULATION - 1), client_ids=jnp.arange(COHORT, dtype=jnp.int32))
     if bench.line.rows:
         with pytest.raises(ValueError, match=f"keeps {POPULATION} clients, but the data set has {POPULATION - 1}"):
             bench.algorithm.round(run_key(), bench.states[0], cohort)
-    elif bench.line is LINES["fedavg"]:
+    else:
         jax.eval_shape(bench.algorithm.round, run_key(), bench.states[0], cohort)
 
 
@@ -168,7 +163,7 @@ def test_traced_values_make_the_same_states(bench):
 SWEPT = ("G+SL+CL", "fedexp", "fedprox+scaffold")
 
 
-@pytest.mark.parametrize("name", [*SWEPT, *(product(n) for n in LINES if n not in SWEPT)])
+@pytest.mark.parametrize("name", cases(LINES, later=set(LINES) - set(SWEPT)))
 def test_a_sweep_equals_its_runs(name):
     """In one program, with cohorts that are not padded."""
     bench = Bench(LINES[name])
@@ -295,16 +290,16 @@ TRANSCRIPTIONS = {
     "CL, warm": ("fedhyper_cl", {"rate_start": "warm", **_CL}),
     "CL, per client": ("fedhyper_cl", {"rate_start": "per_client", **_CL}),
 }
-"""Entry: the oracle's method and its settings; a string that names an option of the line stands for its value."""
+"""Entry: the oracle's method and its settings; a string that names an option of the line stands for its value.
+Other lines are transcribed in test_transcriptions.py, or are methods that are transcribed here with other options.
+"""
 TRANSCRIBED_ROUNDS = 12
 
 
+@pytest.mark.parametrize("bench", cases(TRANSCRIPTIONS, later=SUMS), indirect=True)
 def test_equals_the_transcription(bench, request):
     """An independent one in NumPy, fed the same batches: parameters, rates, products and rows, round after round."""
-    name = request.node.callspec.params["bench"]
-    if name not in TRANSCRIPTIONS:
-        pytest.skip("transcribed in test_transcriptions.py, or a method that is transcribed here with other options")
-    method, settings = TRANSCRIPTIONS[name]
+    method, settings = TRANSCRIPTIONS[request.node.callspec.params["bench"]]
     given = bench.line.setting(0)
     settings = {"alpha": "global_rate", "beta": "local_rate", **settings}
     settings = {key: given.get(value, value) if isinstance(value, str) else value for key, value in settings.items()}

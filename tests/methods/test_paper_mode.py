@@ -9,8 +9,8 @@ import pytest
 from fedhyper_jax import fedavg, fedhyper
 from fedhyper_jax.data import client_batches, local_epochs, local_steps
 from tests.duel import Duel, cached_duel, flatten
+from tests.helpers import cases, product
 from tests.helpers import logistic_loss as loss_fn
-from tests.helpers import product
 from tests.reference import fedhyper_numpy as reference
 
 COMBINATIONS = ["G", "SL", "CL", "G+SL", "G+CL", "SL+CL", "G+SL+CL"]
@@ -59,9 +59,8 @@ def settings_of_the_paper():
                 plain = (work, dtype) == ("epochs", "float64")
                 again = (work, dtype) != ("steps", "float32") if combination == "G+SL+CL" else not plain
                 again = again or combination in ("G+SL", "G+CL", "SL+CL")
-                marks = [pytest.mark.product] if again else []
-                name = f"{dtype}-{work}-{combination}"
-                yield pytest.param(combination, WORKS[work], *DTYPES[dtype], marks=marks, id=name)
+                case = (combination, WORKS[work], *DTYPES[dtype])
+                yield (product if again else pytest.param)(*case, id=f"{dtype}-{work}-{combination}")
 
 
 @pytest.mark.parametrize(("combination", "work", "dtype", "tolerance"), list(settings_of_the_paper()))
@@ -142,10 +141,7 @@ def test_schedules_of_both_rates_equal_the_reference(ragged, float64):
     assert_same(*duel.package(algorithm), records, 1e-9)
 
 
-@pytest.mark.parametrize(
-    "combination",
-    ["CL", "G+SL+CL", *(product(c) for c in ("G", "SL", *COMBINATIONS[3:6]))],
-)
+@pytest.mark.parametrize("combination", cases(COMBINATIONS, later=set(COMBINATIONS) - {"CL", "G+SL+CL"}))
 def test_where_the_raw_rule_diverges_each_round_equals_the_reference(ragged, float64, combination):
     """Errors grow without bound along a diverging run, so each round starts from the package's own state."""
     work = local_epochs(3, batch_size=8)

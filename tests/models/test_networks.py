@@ -11,12 +11,12 @@ from jax import lax
 
 from fedhyper_jax import losses, metrics
 from fedhyper_jax.models import MODELS, char_lstm, cnn, from_linen, logistic, make_model, mlp, networks, resnet18
-from tests.helpers import product
+from tests.helpers import cases
 
 IMAGES = (2, 28, 28, 1)
 TEXT = (2, 7)
-# (by the same adapter as the CNN, and 62 parameters of it take long to compile one by one)
-WITHOUT_RESNET = [name if name != "resnet18" else product(name) for name in MODELS]
+SLOW = ("resnet18",)
+"""Initialised by the same adapter as the CNN, and its 62 parameters take long to compile one by one."""
 SMALL = {"resnet18": {"width": 4}, "char_lstm": {"hidden": 6, "layers": 1}}
 
 
@@ -109,7 +109,7 @@ def test_weights_have_variance_one_over_fan_in_and_are_not_truncated():
     assert not any(params[f"conv_{i}_bias"].any() or params[f"dense_{i}"]["bias"].any() for i in range(2))
 
 
-@pytest.mark.parametrize("name", WITHOUT_RESNET)
+@pytest.mark.parametrize("name", cases(MODELS, later=SLOW))
 def test_init_depends_on_the_key_and_the_shapes_only(name):
     model, shape, dtype = small(name)
     other_inputs = jnp.ones(shape, dtype) if name == "char_lstm" else jnp.full(shape, jnp.nan)
@@ -123,7 +123,7 @@ def test_init_depends_on_the_key_and_the_shapes_only(name):
     assert not all(jax.tree.leaves(jax.tree.map(jnp.array_equal, first, other)))
 
 
-@pytest.mark.parametrize("name", WITHOUT_RESNET)
+@pytest.mark.parametrize("name", cases(MODELS, later=SLOW))
 def test_vmapped_init_for_a_sweep_over_seeds(name):
     model, shape, dtype = small(name)
     inputs = jnp.zeros(shape, dtype)
@@ -146,7 +146,7 @@ def test_parameters_follow_the_inputs_dtype(name):
             assert jax.eval_shape(model.apply, params, images).dtype == expected
 
 
-@pytest.mark.parametrize("name", [name if name != "resnet18" else product(name) for name in IMAGE_MODELS])
+@pytest.mark.parametrize("name", cases(IMAGE_MODELS, later=SLOW))
 def test_integer_images_are_not_scaled(name):
     model, pixels = small(name)[0], np.random.default_rng(0).integers(0, 256, IMAGES).astype(np.uint8)
     params = initialised(model, dtype=jnp.uint8)

@@ -5,8 +5,8 @@ import io
 
 import pytest
 
-from fedhyper_jax.shell import compare, train
 from fedhyper_jax.shell.cli import main
+from tests.helpers import without_pictures
 
 TINY = ["--clients", "20", "--cohort-size", "4", "--local-steps", "2", "--batch-size", "8", "--hidden", "8", "--quiet"]
 TINY += ["--strategy", "vectorized"]
@@ -29,9 +29,8 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    """Drawing takes longer than a tiny run; the folders that tests share have theirs, and so has what tests draw."""
-    for module in (train, compare):
-        monkeypatch.setattr(module, "plot_folder", lambda folder: [])
+    """The folders that tests share have theirs, and so has what tests draw."""
+    without_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="session")
