@@ -30,7 +30,11 @@ class LocalWork:
         """K_m: ``steps``, or epochs · ⌈n_m / batch_size⌉; 0 for a padded slot (n_m = 0)."""
         if self.steps is not None:
             return jnp.where(num_examples > 0, self.steps, 0).astype(jnp.int32)
-        return self.epochs * -(-num_examples // self.batch_size)
+        return self.epochs * self.steps_an_epoch(num_examples)
+
+    def steps_an_epoch(self, num_examples: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
+        """⌈n_m / batch_size⌉."""
+        return _quotient_up(num_examples, self.batch_size)
 
 
 def local_epochs(epochs: int, batch_size: int) -> LocalWork:
@@ -58,6 +62,13 @@ def local_steps(steps: int, batch_size: int, *, with_replacement: bool = False) 
     """
     _validate.positive_integer(steps=steps, batch_size=batch_size)
     return LocalWork(batch_size=batch_size, steps=steps, with_replacement=with_replacement)
+
+
+def _quotient_up(number: Int[Array, "*shape"], divisor: int) -> Int[Array, "*shape"]:
+    """⌈number / divisor⌉ of numbers ≥ 0, without the choices that ``//`` makes for negative ones."""
+    number = jnp.asarray(number, jnp.int32)
+    divisor = jnp.full_like(number, divisor)
+    return lax.div(number, divisor) + (lax.rem(number, divisor) > 0)
 
 
 class ClientBatches(NamedTuple):
@@ -130,10 +141,11 @@ def draw_batches(
         return Batches(lambda k: (rows[k], jnp.broadcast_to(k < num_steps, lane.shape)), num_steps)
 
     rows = client.rows_of(_shuffled_epochs(key, size, max_examples, work, most_steps))
-    steps_an_epoch = jnp.maximum(-(-size // work.batch_size), 1)
+    steps_an_epoch = jnp.maximum(work.steps_an_epoch(size), 1)
 
     def at(k):
-        epoch, batch = k // steps_an_epoch, k % steps_an_epoch
+        k = jnp.asarray(k, jnp.int32)
+        epoch, batch = lax.div(k, steps_an_epoch), lax.rem(k, steps_an_epoch)  # (neither is negative)
         mask = (batch * work.batch_size + lane < size) & (k < num_steps)
         start = epoch * size + batch * work.batch_size
         return jnp.take(rows, start + jnp.where(mask, lane, 0), mode="clip"), mask
@@ -151,7 +163,7 @@ def all_examples(client: ClientView, batch_size: int) -> Batches:
         mask = position < size
         return client.rows_of(jnp.where(mask, position, 0)), mask
 
-    return Batches(at, -(-size // batch_size))
+    return Batches(at, _quotient_up(size, batch_size))
 
 
 _SHORTEST_SHUFFLE = 64

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array
 
@@ -147,7 +148,8 @@ def as_parameters(params: Params) -> Params:
             raise ValueError(
                 f"{where} must be floating-point, got dtype {dtype}; keep what is not trained in the model"
             )
-        if not _validate.is_traced(leaf) and not bool(jnp.all(jnp.isfinite(jnp.asarray(leaf, dtype)))):
+        # (NumPy has nothing to compile)
+        if not _validate.is_traced(leaf) and not np.isfinite(np.asarray(leaf, dtype)).all():
             raise ValueError(f"{where} has NaN or infinite entries; start from finite parameters")
         return jax.lax.convert_element_type(leaf, dtype)  # strips weak types
 

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from fedhyper_jax import _tree
 from fedhyper_jax.base import RATE_ROWS, RoundInfo, ServerState
@@ -31,7 +32,7 @@ def observe(
     global_report, local_report = (_tree.select(someone, report, RateReport.none()) for report in step.reports)
     client_reports = jax.tree.map(over_participants, records.rate_report)
     nan = jnp.full((), jnp.nan, product.dtype)
-    client_rates = jnp.where(alive, records.rate, nan)
+    lowest, median, highest = _spread(jnp.where(alive, records.rate, nan), jnp.sum(alive, dtype=jnp.int32))
     losses = jnp.zeros_like(alive) if records.lost is None else records.lost
     participants, started, lost = (jnp.sum(x, dtype=jnp.int32) for x in (alive, plan.started, losses))
     sent = _traffic(parts, state, gathered)
@@ -44,9 +45,9 @@ def observe(
         local_rate=state.local_rate.rate,
         inner_product=jnp.where(someone, product, nan),
         pseudo_gradient_norm=jnp.where(someone, _tree.norm(step.feedback.pseudo_gradient), nan),
-        client_rate_min=jnp.nanmin(client_rates),
-        client_rate_median=jnp.nanmedian(client_rates),
-        client_rate_max=jnp.nanmax(client_rates),
+        client_rate_min=lowest,
+        client_rate_median=median,
+        client_rate_max=highest,
         global_rate_updates=global_report.updates,
         global_rate_clipped=global_report.clipped,
         local_rate_updates=local_report.updates + client_reports.updates,
@@ -64,6 +65,14 @@ def observe(
         bytes_up=sent.up * participants.astype(product.dtype),
         bytes_down=sent.down * started.astype(product.dtype),
     )
+
+
+def _spread(values: Float[Array, " cohort"], number: Int[Array, ""]) -> tuple[Float[Array, ""], ...]:
+    """Smallest, median and largest of the ``number`` values that are not NaN; NaN of none."""
+    ranked = jnp.sort(values)  # NaN last
+    last = jnp.maximum(number - 1, 0)
+    low, middle, above, high = ranked[jnp.stack([jnp.zeros_like(last), last >> 1, (last + 1) >> 1, last])]
+    return low, 0.5 * middle + 0.5 * above, high
 
 
 def _traffic(parts: Parts, state: ServerState, gathered: Gathered) -> Traffic:

@@ -128,7 +128,7 @@ def _train_one(
         whole=lambda: all_examples(client, work.batch_size),
         facts=ClientFacts(
             num_steps=assignment.num_steps,
-            steps_an_epoch=-(-client.size // work.batch_size),
+            steps_an_epoch=work.steps_an_epoch(client.size),
             relative_size=relative_size,
             relative_weight=relative_size if parts.weighting == "examples" else uniform,
             cohort_size=shared.cohort_size,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
+from fedhyper_jax import _random
 from fedhyper_jax.base import Model, Params
 
 _REMEDY = (
@@ -46,7 +47,7 @@ def from_linen(module: linen.Module) -> Model:
         raise TypeError(f"module must be an instance of flax.linen.Module such as linen.Dense(10), got {module!r}")
 
     def init(key, inputs) -> Params:
-        variables = module.lazy_init(key, jax.ShapeDtypeStruct(jnp.shape(inputs), inputs.dtype))
+        variables = module.lazy_init(_random.unrolled(key), jax.ShapeDtypeStruct(jnp.shape(inputs), inputs.dtype))
         others = sorted(set(variables) - {"params"})
         if others:
             raise ValueError(f"{type(module).__name__} has the variables {', '.join(others)} next to params; {_REMEDY}")
@@ -111,7 +112,7 @@ def from_nnx(module_or_factory: nnx.Module | Callable[[nnx.Rngs], nnx.Module]) -
     def init(key, inputs) -> Params:
         if module is given:
             return initial
-        return nnx.to_pure_dict(nnx.state(given(nnx.Rngs(key)), nnx.Param))
+        return nnx.to_pure_dict(nnx.state(given(nnx.Rngs(_random.unrolled(key))), nnx.Param))
 
     def apply(params, inputs):
         return nnx.merge(graph, params)(inputs)

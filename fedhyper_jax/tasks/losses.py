@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from fedhyper_jax.base import LossFunction, Model
 
@@ -31,9 +31,24 @@ def cross_entropy(model: Model) -> LossFunction:
     """
 
     def example_loss(logits, labels):
-        return mean_over_positions(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels))
+        return mean_over_positions(softmax_cross_entropy(logits, labels))
 
     return with_model(model, example_loss)
+
+
+def softmax_cross_entropy(
+    logits: Float[Array, "*shape classes"], labels: Int[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """``−log softmax(logits)`` of the labelled class; NaN where a label is none of the classes.
+
+    optax's takes the label's logit by a gather, whose gradient is a scatter: slow, and long to compile. A sum over the
+    classes of which all but one are left out is the same number.
+    """
+    chosen = jnp.arange(logits.shape[-1]) == jnp.expand_dims(labels, -1)
+    shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    label_logits = jnp.sum(jnp.where(chosen, shifted, 0.0), axis=-1)
+    losses = jnp.log(jnp.sum(jnp.exp(shifted), axis=-1)) - label_logits
+    return jnp.where((labels >= 0) & (labels < logits.shape[-1]), losses, jnp.nan)
 
 
 def mean_over_positions(values: Float[Array, "batch *positions"]) -> Float[Array, " batch"]:

@@ -4,11 +4,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float
 
 from fedhyper_jax.base import Batch, Model, Params
-from fedhyper_jax.tasks.losses import mean_over_positions, squared_distance
+from fedhyper_jax.tasks.losses import mean_over_positions, softmax_cross_entropy, squared_distance
 
 MetricsFunction = Callable[[Params, Batch], dict[str, Float[Array, " batch"]]]
 """``metrics_fn(params, batch)``: named values, one per example."""
@@ -66,7 +65,7 @@ def classification(model: Model) -> MetricsFunction:
         right = (jnp.argmax(logits, axis=-1) == batch["y"]) & jnp.all(jnp.isfinite(logits), axis=-1)
         return {
             "accuracy": mean_over_positions(right.astype(jnp.float32)),
-            "loss": mean_over_positions(optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["y"])),
+            "loss": mean_over_positions(softmax_cross_entropy(logits, batch["y"])),
         }
 
     return metrics_fn

@@ -1,0 +1,51 @@
+"""Keys whose hashes are unrolled draw the numbers that JAX's own do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedhyper_jax import _random
+
+KEYS = [jax.random.key(0), jax.random.key(2**31 - 1), jax.random.fold_in(jax.random.key(7), 2**32 - 1)]
+
+
+def same(draw, key):
+    """Asserts that a draw is the same with either key."""
+    theirs, ours = (jax.tree.map(np.asarray, draw(k)) for k in (key, _random.unrolled(key)))
+    assert theirs.dtype == ours.dtype
+    np.testing.assert_array_equal(theirs, ours)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_unrolled_keys_draw_what_rolled_ones_do(key):
+    data = jax.random.key_data
+    for number in (0, 1, 2**31 + 5):
+        same(lambda k, n=number: data(jax.random.fold_in(k, n)), key)
+    same(lambda k: data(jax.random.split(k, 5)), key)
+    same(lambda k: data(jax.random.split(k, (2, 3))), key)
+    for shape in ((), (1,), (7,), (3, 5)):
+        for dtype in (jnp.uint8, jnp.uint16, jnp.uint32):
+            same(lambda k, s=shape, d=dtype: jax.random.bits(k, s, d), key)
+        for draw in (jax.random.normal, jax.random.uniform, jax.random.gumbel):
+            same(lambda k, s=shape, d=draw: d(k, s), key)
+    same(lambda k: jax.random.randint(k, (9,), 0, 1000), key)
+    same(lambda k: jax.random.permutation(k, 100), key)
+    same(lambda k: jax.random.normal(k, (4,), jnp.bfloat16).astype(jnp.float32), key)
+    same(lambda k: jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(k, i), (3,)))(jnp.arange(4)), key)
+    with jax.enable_x64(True):
+        same(lambda k: jax.random.bits(k, (5,), jnp.uint64), key)
+        same(lambda k: jax.random.normal(k, (5,), jnp.float64), key)
+
+
+def test_what_is_unrolled():
+    key = jax.random.key(3)
+    assert jax.random.key_impl(_random.unrolled(key)) != jax.random.key_impl(key)
+    unrolled = _random.unrolled(key)
+    assert _random.unrolled(unrolled) is unrolled
+    raw = _random.unrolled(jax.random.PRNGKey(3))  # old-style keys are numbers alone
+    np.testing.assert_array_equal(jax.random.key_data(raw), jax.random.key_data(key))
+    other = jax.random.key(3, impl="rbg")
+    assert _random.unrolled(other) is other
+    with jax.threefry_partitionable(False):  # other numbers, which are not ours to change
+        assert _random.unrolled(key) is key
