@@ -33,6 +33,11 @@ def failure_key(clients_key: Array, client_id: Int[Array, ""]) -> Array:
     return jax.random.fold_in(jax.random.fold_in(clients_key, client_id), 1)
 
 
+def loss_key(clients_key: Array, client_id: Int[Array, ""]) -> Array:
+    """Key of what a client's losses draw in that round; folded with the number of the step."""
+    return jax.random.fold_in(jax.random.fold_in(clients_key, client_id), 3)
+
+
 def unrolled(key: Array) -> Array:
     """The same key, with the same numbers, which on a CPU are drawn several times faster.
 

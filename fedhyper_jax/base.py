@@ -19,9 +19,14 @@ Params = PyTree
 Batch = dict[str, Array]
 """Arrays with one leading example axis; by convention ``"x"`` holds inputs and ``"y"`` targets."""
 
-LossFunction = Callable[[Params, Batch], Float[Array, " batch"]]
-"""``loss_fn(params, batch)``: one loss per example, not their mean; the trainer masks and averages."""
+LossFunction = Callable[..., Float[Array, " batch"]]
+"""``loss_fn(params, batch)``, or ``loss_fn(params, batch, key)`` where it draws random numbers, as for dropout.
 
+One loss per example, not their mean; the trainer masks and averages. The key is new for each round, client and step."""
+
+
+NOT_FINITE = ("nothing", "its loss", "its rate", "its update", "the server's step")
+"""Each by its number in `RoundInfo.left_out_because`."""
 
 RATE_ROWS = "rate"
 """Name of the rows of per-client rates in `ServerState.clients`."""
@@ -33,10 +38,13 @@ class Model(NamedTuple):
     Attributes:
       init: ``init(key, inputs) -> params``; ``inputs`` is one batch, of which only shapes and dtypes matter.
       apply: ``apply(params, inputs) -> outputs``, one row per example.
+      train: ``train(params, inputs, key) -> outputs``: the same in training, where that draws random numbers, as
+        dropout does; None where it does not.
     """
 
     init: Callable[[Array, Array], Params]
     apply: Callable[[Params, Array], Array]
+    train: Callable[[Params, Array, Array], Array] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -142,6 +150,10 @@ class RoundInfo(NamedTuple):
             "client updates left out",
             "client updates were not finite and left out of the average",
         ),
+    ]
+    first_left_out: Annotated[_Count, _each("the id of the first of them in the cohort; -1 where there is none")]
+    left_out_because: Annotated[
+        _Count, _each("of it not finite: 1 its loss, 2 its rate, 3 its update; 4 the server's step; 0 nothing")
     ]
     not_started: Annotated[
         _Count,

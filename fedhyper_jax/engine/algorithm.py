@@ -13,8 +13,10 @@ from fedhyper_jax.data import Cohort, LocalWork, check_client_ids
 from fedhyper_jax.engine.checks import (
     as_optimizer,
     as_parameters,
+    check_key,
     check_parts,
     check_populations,
+    check_rate,
     check_state,
     populations_of,
 )
@@ -34,6 +36,7 @@ from fedhyper_jax.parts import (
     failures,
     guards,
 )
+from fedhyper_jax.tasks import takes_key
 
 WEIGHTINGS = ("examples", "uniform")
 INNER_PRODUCTS = ("pseudo_gradient", "applied")
@@ -73,7 +76,8 @@ def federated_algorithm(
     (and what a schedule makes of it).
 
     Args:
-      loss_fn: ``(params, batch) -> per-example losses (B,)``.
+      loss_fn: ``(params, batch) -> per-example losses (B,)``; or of ``(params, batch, key)``, where it draws random
+        numbers: dropout, augmentation, noise. The key depends on that of the run, the round, the client and the step.
       work: what clients do in a round, `local_epochs` or `local_steps`.
       global_rate: rule of α, see `fedhyper_jax.parts.rates`.
       local_rate: rule of the broadcast β.
@@ -101,7 +105,7 @@ def federated_algorithm(
       ValueError: unknown names, something that is not an optimizer, parts that have no meaning together (the message
         says why). ``init`` refuses parameters that are not floating-point or not finite, ``round`` states of other
         algorithms, other populations and impossible cohorts.
-      TypeError: something that is not a `LocalWork`.
+      TypeError: something that is not a `LocalWork`, a loss that takes other arguments.
 
     Example:
       >>> import optax
@@ -119,6 +123,7 @@ def federated_algorithm(
       >>> float(algorithm.init(0.5).global_rate.rate)
       1.0
     """
+    takes_key(loss_fn)  # (refuses what takes neither)
     if not isinstance(work, LocalWork):
         raise TypeError(f"work must come from local_epochs(...) or local_steps(...), got {work!r}")
     _validate.one_of(WEIGHTINGS, weighting=weighting)
@@ -148,6 +153,7 @@ def federated_algorithm(
     one_round = make_round(parts, loss_fn, work, strategy)
 
     def round_fn(key, state: ServerState, cohort: Cohort):
+        check_key(key)
         check_client_ids(cohort.client_ids, cohort.data.population)
         check_state(state, init)
         check_populations(populations, cohort.data.population)
@@ -164,7 +170,7 @@ def federated_algorithm(
 def _initial_state(parts: Parts, strategy: Strategy, params: Params) -> ServerState:
     """The state before round 0."""
     params = as_parameters(params)
-    local_rate = parts.local_rate.init(params)
+    local_rate = check_rate(parts.local_rate.init(params), name="local_rate")
     clients = {
         term.name: jax.tree.map(
             lambda leaf, rows=term.population: jnp.broadcast_to(leaf, (rows, *leaf.shape)), term.row(params)
@@ -177,7 +183,7 @@ def _initial_state(parts: Parts, strategy: Strategy, params: Params) -> ServerSt
     state = ServerState(
         round=jnp.zeros((), jnp.int32),
         params=params,
-        global_rate=parts.global_rate.init(params),
+        global_rate=check_rate(parts.global_rate.init(params), name="global_rate"),
         local_rate=local_rate,
         client_rule=parts.client_rule.init(params),
         pseudo_gradient=optax.tree.zeros_like(params),

@@ -1,6 +1,7 @@
 """Refusals of an algorithm: parts without a meaning together, impossible parameters, foreign states."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import optax
 from jaxtyping import Array
 
 from fedhyper_jax import _validate
-from fedhyper_jax.base import RATE_ROWS, Params, ServerState
+from fedhyper_jax.base import RATE_ROWS, FederatedAlgorithm, Params, PyTree, ServerState
+from fedhyper_jax.data import ClientData
 from fedhyper_jax.parts import LocalTerm, Parts
 
 
@@ -158,8 +160,54 @@ def as_parameters(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(as_leaf, params)
 
 
+def check_run_arguments(algorithm: FederatedAlgorithm, key: Array, state: ServerState, data: ClientData) -> None:
+    """Raises TypeError for arguments of a run that are something else, or in another order."""
+    if not isinstance(algorithm, FederatedAlgorithm):
+        raise TypeError(
+            f"algorithm must be a FederatedAlgorithm, got {_told(algorithm)}; a method makes one of a loss: "
+            "fh.fedavg(loss_fn, work=…, local_rate=…)"
+        )
+    check_key(key)
+    check_is_state(state)
+    if not (hasattr(data, "population") and hasattr(data, "client")):
+        raise TypeError(f"data must be a federated data set, as data.pack(…) makes one, got {_told(data)}")
+
+
+def check_key(key: Array) -> None:
+    """Raises TypeError unless it is one key, typed or raw."""
+    dtype = getattr(key, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed and (dtype != jnp.uint32 or np.ndim(key) != 1):
+        raise TypeError(f"key must be a random key, got {_told(key)}; e.g. jax.random.key(0)")
+    if typed and key.shape:
+        raise TypeError(f"key must be one key, got an array of shape {key.shape}; vmap over keys, or use fh.sweep")
+
+
+def check_is_state(state: ServerState) -> None:
+    """Raises TypeError for something else in the place of a state."""
+    if not isinstance(state, ServerState):
+        raise TypeError(
+            f"state must be a ServerState, got {_told(state)}; algorithm.init(params) makes one of parameters"
+        )
+
+
+def _told(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"a {type(value).__name__}"
+
+
+def check_rate(state: PyTree, *, name: str) -> PyTree:
+    """The state of a rule, which must hold its rate."""
+    if not hasattr(state, "rate"):
+        raise TypeError(
+            f"the state of the rule {name} must have a field 'rate', got {_told(state)}; make it a NamedTuple with one"
+        )
+    return state
+
+
 def check_state(state: ServerState, init: Callable[[Params], ServerState]) -> None:
     """Raises ValueError, while tracing, for the state of an algorithm built otherwise."""
+    check_is_state(state)
     expected, given = jax.tree.structure(jax.eval_shape(init, state.params)), jax.tree.structure(state)
     if expected != given:
         raise ValueError(

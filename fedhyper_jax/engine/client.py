@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from fedhyper_jax import _tree
-from fedhyper_jax.base import Batch, LossFunction, Params, PyTree
+from fedhyper_jax.base import NOT_FINITE, Batch, LossFunction, Params, PyTree
 from fedhyper_jax.data import Batches
 from fedhyper_jax.engine.strategies import Loop, compiled_loop
 from fedhyper_jax.parts import (
@@ -23,7 +23,7 @@ from fedhyper_jax.parts import (
     RateReport,
     TermContext,
 )
-from fedhyper_jax.tasks import check_per_example
+from fedhyper_jax.tasks import losses_of
 
 
 class _Carry(NamedTuple):
@@ -47,7 +47,7 @@ class Trainer(NamedTuple):
     """The same for every client: loss, optimizer, rule and terms.
 
     Attributes:
-      loss_fn: ``(params, batch) -> per-example losses``.
+      loss_fn: ``(params, batch) -> per-example losses``, or of a key as well.
       optimizer: the clients' optax optimizer, its state afresh each round; its updates descend (−g for plain SGD). It
         and the rule get the extra arguments ``value`` (the local objective on the batch), ``gradient``, ``value_fn``
         (the same objective as a function of the parameters) and ``global_update`` (Δ^{t-1}).
@@ -73,10 +73,13 @@ class Trained(NamedTuple):
     result: ClientResult  # its update is the one that is averaged: Δ_m = w − w_m, unless a term changed it
     rate_report: RateReport
 
-    def is_finite(self, update: Params) -> Bool[Array, ""]:
-        """Whether all numbers are, those of the update as it arrives included."""
+    def not_finite(self, update: Params) -> Int[Array, ""]:
+        """What is not, of all numbers and those of the update as it arrives: a number of `NOT_FINITE`, 0 if all are."""
         sent = [(c.mean, c.total, c.row) for c in self.contributions]
-        return _tree.is_finite((update, sent, self.result.loss, self.result.rate))
+        kinds = (self.result.loss, self.result.rate, (update, sent))
+        fails = [~_tree.is_finite(kind) for kind in kinds]
+        names = ("its loss", "its rate", "its update")
+        return jnp.select(fails, [jnp.int32(NOT_FINITE.index(name)) for name in names], 0)
 
 
 class Broadcast(NamedTuple):
@@ -99,6 +102,7 @@ def train_client(
     whole: Callable[[], Batches],
     facts: ClientFacts,
     num_steps: int | Int[Array, ""],
+    key: Array | None = None,
     loop: Loop = compiled_loop,
 ) -> Trained:
     """Trains one client for one round: w_m^{k+1} = w_m^k + β_m^k · optimizer(g_m^k), from w_m^0 = w.
@@ -112,16 +116,18 @@ def train_client(
       facts: what is known of the client.
       num_steps: steps to run, at least K_m; those from K_m on leave parameters, optimizer and rate as they are. Where
         it is a Python number, all clients are known to take just so many, and nothing is masked.
+      key: of the client's losses in this round, where they draw.
       loop: how steps are repeated.
 
     Returns:
-      What came of it.
+      The client's result.
     """
     params, rate, settings, _, shared, rows = broadcast
     client = _Client(
         trainer=trainer,
         fetch=fetch,
         batches=batches,
+        key=key,
         transform=trainer.rule.transform(settings, rate, facts),
         contexts=[TermContext(params, shared[term.name], rows.get(term.name, ()), facts) for term in trainer.terms],
         global_update=broadcast.pseudo_gradient,
@@ -147,6 +153,7 @@ class _Client(NamedTuple):
     trainer: Trainer
     fetch: Callable[[Int[Array, " batch"]], Batch]
     batches: Batches
+    key: Array | None  # of its losses, where they draw
     transform: optax.GradientTransformationExtraArgs  # of the client rule
     contexts: list[TermContext]  # one a term
     global_update: Params  # Δ^{t-1}
@@ -157,10 +164,10 @@ class _Client(NamedTuple):
         """The terms, each with what it sees."""
         return list(zip(self.trainer.terms, self.contexts, strict=True))
 
-    def batch_loss(self, params: Params, rows, mask) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Mean and sum of the losses of a masked batch."""
-        losses = self.trainer.loss_fn(params, self.fetch(rows))
-        check_per_example(losses, len(mask), name="loss_fn")
+    def batch_loss(self, params: Params, rows, mask, number) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Mean and sum of the losses of a masked batch; the same ``number``, the same random numbers."""
+        key = None if self.key is None else jax.random.fold_in(self.key, number)
+        losses = losses_of(self.trainer.loss_fn, params, self.fetch(rows), len(mask), key)
         total = jnp.sum(jnp.where(mask, losses, 0.0))
         return total / jnp.maximum(jnp.sum(mask, dtype=jnp.int32), 1), total
 
@@ -170,7 +177,7 @@ def _step(client: _Client, k, carry: _Carry) -> _Carry:
     rows, mask = client.batches.at(k)
 
     def objective(params):
-        value, total = client.batch_loss(params, rows, mask)
+        value, total = client.batch_loss(params, rows, mask, k)
         for term, context in client.terms:
             if term.objective is not None:
                 value = term.objective(value, params, context)
@@ -214,7 +221,8 @@ def _full_gradient(client: _Client, params: Params, every: Batches) -> Params:
     def one_batch(k, carry):
         total, count = carry
         rows, mask = every.at(k)
-        gradient = jax.grad(lambda p: client.batch_loss(p, rows, mask)[1])(params)
+        # (numbers that no local step has)
+        gradient = jax.grad(lambda p: client.batch_loss(p, rows, mask, client.batches.num_steps + k)[1])(params)
         total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, gradient)
         return total, count + jnp.sum(mask, dtype=jnp.int32)
 
@@ -241,6 +249,6 @@ def _trained(client: _Client, start: Params, end: _Carry, full_gradient: Callabl
         loss=end.loss,
         examples=end.examples,
         num_steps=client.batches.num_steps,
-        batch_loss=lambda k, params: client.batch_loss(params, *client.batches.at(k))[0],
+        batch_loss=lambda k, params: client.batch_loss(params, *client.batches.at(k), k)[0],
     )
     return Trained(contributions, result, client.trainer.rule.report(end.rate))

@@ -1,4 +1,4 @@
-"""Warnings of what makes a run slow, each said once: diagnoses that remember, apart from the pure functions."""
+"""Warnings of what makes a run slow or empty, each said once: diagnoses that remember, apart from pure functions."""
 
 import warnings
 import weakref
@@ -8,13 +8,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from fedhyper_jax.base import LossFunction, ServerState
+from fedhyper_jax.base import NOT_FINITE, LossFunction, ServerState
 from fedhyper_jax.data import ClientData, LocalWork
 from fedhyper_jax.engine.convolutions import NAIVE_MULTIPLY_ADDS_PER_SECOND, PlainConvolution, plain_convolutions
 from fedhyper_jax.engine.cores import number_of_cores
+from fedhyper_jax.tasks import losses_of, takes_key
 
 
 class SlowConvolutionWarning(UserWarning):
@@ -26,7 +28,8 @@ def warn_of_slow_convolutions(loss_fn: LossFunction, work: LocalWork, state: Ser
 
     def gradients_in_a_loop(params, data):
         rows = jnp.zeros(work.batch_size, jnp.int32)
-        gradient = jax.grad(lambda w: jnp.sum(loss_fn(w, data.client(jnp.int32(0)).fetch(rows))))
+        batch, key = data.client(jnp.int32(0)).fetch(rows), jax.random.key(0) if takes_key(loss_fn) else None
+        gradient = jax.grad(lambda w: jnp.sum(losses_of(loss_fn, w, batch, work.batch_size, key)))
         return lax.fori_loop(0, 2, lambda k, w: gradient(w), params)
 
     warn_of_plain_convolutions(gradients_in_a_loop, state.params, data, loss_fn=loss_fn)
@@ -125,3 +128,54 @@ def watch_idle_cores() -> Callable[[Any], None]:
             )
 
     return watch
+
+
+class LeftOutWarning(UserWarning):
+    """Many clients are left out of round after round, because what they made is not finite."""
+
+
+_SHARE, _ROUNDS = 0.1, 3
+"""A round loses many clients from this share on, and so many such rounds are worth a word."""
+
+
+def watch_left_out() -> Callable[[Any], None]:
+    """A callback for the host loop of a run or a sweep: emits `LeftOutWarning`, once, with the first reason and client.
+
+    Example:
+      >>> import numpy as np
+      >>> from types import SimpleNamespace
+      >>> nobody, all_ten = np.zeros(5, int), np.full(5, 10)
+      >>> info = SimpleNamespace(left_out=nobody, participants=all_ten)
+      >>> watch_left_out()(SimpleNamespace(history=SimpleNamespace(info=info)))  # nothing to tell
+    """
+    rounds_so_far, first, told = 0, None, False
+
+    def watch(progress: Any) -> None:
+        nonlocal rounds_so_far, first, told
+        info = progress.history.info
+        many = info.left_out >= np.maximum(_SHARE * (info.left_out + info.participants), 1)  # (..., rounds)
+        if told or not many.any():
+            return
+        if first is None:
+            at = tuple(np.argwhere(many)[0])
+            first = {name: int(getattr(info, name)[at]) for name in info._fields if name in _TOLD}
+        rounds_so_far = rounds_so_far + many.sum(-1)
+        if np.max(rounds_so_far) < _ROUNDS:
+            return
+        told = True
+        runs = f", in {np.sum(rounds_so_far > 0)} of {np.size(rounds_so_far)} runs" if np.ndim(rounds_so_far) else ""
+        client = f"client {first['first_left_out']}" if first["first_left_out"] >= 0 else "all"
+        warnings.warn(
+            f"Many clients are left out of round after round{runs}: the first time {first['left_out']} of "
+            f"{first['left_out'] + first['participants']}, in round {first['round']}; of {client} "
+            f"{NOT_FINITE[first['left_out_because']]} was not finite. Look at the client's examples (labels that are "
+            "no class, numbers out of all range), or start from a smaller rate; history.info.left_out counts them. To "
+            "silence this, filter LeftOutWarning.",
+            LeftOutWarning,
+            stacklevel=4,
+        )
+
+    return watch
+
+
+_TOLD = ("round", "left_out", "participants", "first_left_out", "left_out_because")

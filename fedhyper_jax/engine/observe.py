@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from fedhyper_jax import _tree
-from fedhyper_jax.base import RATE_ROWS, RoundInfo, ServerState
+from fedhyper_jax.base import NOT_FINITE, RATE_ROWS, RoundInfo, ServerState
 from fedhyper_jax.engine.plan import Plan
 from fedhyper_jax.engine.step import Step
 from fedhyper_jax.engine.train import ClientRecord, over
@@ -35,6 +35,9 @@ def observe(
     lowest, median, highest = _spread(jnp.where(alive, records.rate, nan), jnp.sum(alive, dtype=jnp.int32))
     losses = jnp.zeros_like(alive) if records.lost is None else records.lost
     participants, started, lost = (jnp.sum(x, dtype=jnp.int32) for x in (alive, plan.started, losses))
+    left_out = plan.started & (records.not_finite > 0) & ~losses
+    first, someone_left_out = jnp.argmax(left_out), jnp.any(left_out)
+    because_of_all = jnp.where(verdict.finite, 0, NOT_FINITE.index("the server's step"))
     sent = _traffic(parts, state, gathered)
     taken_back, global_rate = someone & ~verdict.accepted, new_state.global_rate.rate
     if verdict.takes_back:  # the rate that the round used, not the one that is left after it
@@ -57,6 +60,8 @@ def observe(
         client_loss=jnp.where(someone, gathered.client_loss, nan),
         participants=participants,
         left_out=started - lost - participants,
+        first_left_out=jnp.where(someone_left_out, plan.clients.client_id[first], -1),
+        left_out_because=jnp.where(someone_left_out, records.not_finite[first], because_of_all),
         not_started=plan.cohort_size - started,
         lost=lost,
         taken_back=taken_back.astype(jnp.int32),

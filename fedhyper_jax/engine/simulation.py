@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool
 from fedhyper_jax import _random, _validate
 from fedhyper_jax.base import FederatedAlgorithm, PyTree, RoundInfo, ServerState
 from fedhyper_jax.data import ClientData, Cohort, check_cohort_size
-from fedhyper_jax.engine.diagnoses import watch_idle_cores
+from fedhyper_jax.engine.checks import check_run_arguments
+from fedhyper_jax.engine.diagnoses import watch_idle_cores, watch_left_out
 from fedhyper_jax.parts import Participation, rates
 from fedhyper_jax.parts import participation as participations
 from fedhyper_jax.tasks import Evaluation, EvaluationData
@@ -26,6 +27,17 @@ class History(NamedTuple):
     info: RoundInfo
     evaluation: dict[str, Array]  # of the parameters after the round; NaN where not evaluated
     evaluated: Bool[Array, " rounds"]
+
+    def with_gaps(self, where: Callable) -> "History":
+        """NaN where not evaluated, for `_missing` is not while ``jax_debug_nans`` looks for NaN."""
+        with jax.debug_nans(False):
+            values = {name: where(self.evaluated, value, np.nan) for name, value in self.evaluation.items()}
+        return self._replace(evaluation=values)
+
+
+def _missing() -> float:
+    """What stands where nothing was evaluated; a NaN of ours would end every run under ``jax_debug_nans``."""
+    return 0.0 if jax.config.jax_debug_nans else jnp.nan
 
 
 class Schedule(NamedTuple):
@@ -45,6 +57,7 @@ class Setting(NamedTuple):
     evaluation_data: EvaluationData | None
     participation: PyTree  # its settings
     total_rounds: Array
+    missing: Array  # stands where nothing was evaluated
 
 
 def simulate(
@@ -101,6 +114,7 @@ def simulate(
       >>> bool(abs(state.params[0] - 2.0) < 0.05), history.info.local_rate.shape
       (True, (60,))
     """
+    check_run_arguments(algorithm, key, state, data)
     first_round = _first_round(state) if first_round is None else first_round
     total_rounds = first_round + rounds if total_rounds is None else total_rounds
     schedule = _schedule(cohort_size, participation, evaluate, eval_every)
@@ -108,7 +122,10 @@ def simulate(
     algorithm.diagnose(state, data)
     setting = _setting(key, data, evaluation_data, schedule, total_rounds)
     scan = _scan_rounds_in_place if donate else _scan_rounds
-    return scan(algorithm, schedule, setting, state, jnp.asarray(first_round, jnp.int32), rounds=rounds)
+    state, history = scan(algorithm, schedule, setting, state, jnp.asarray(first_round, jnp.int32), rounds=rounds)
+    if jax.config.jax_debug_nans and not _validate.is_traced(history.evaluated):
+        history = history.with_gaps(jnp.where)
+    return state, history
 
 
 def _schedule(
@@ -121,7 +138,7 @@ def _schedule(
 
 def _setting(key: Array, data: ClientData, evaluation_data, schedule: Schedule, total_rounds) -> Setting:
     settings = schedule.participation.init(data.population)
-    return Setting(key, data, evaluation_data, settings, jnp.asarray(total_rounds, jnp.int32))
+    return Setting(key, data, evaluation_data, settings, jnp.asarray(total_rounds, jnp.int32), jnp.asarray(_missing()))
 
 
 def _one_round(
@@ -136,7 +153,7 @@ def _one_round(
     evaluated = (done % schedule.eval_every == 0) | (done == setting.total_rounds)
     values = {}
     if evaluate is not None:
-        skipped = _not_evaluated(evaluate, state.params, setting.evaluation_data)
+        skipped = _not_evaluated(evaluate, state.params, setting)
         values = cond(
             evaluated,
             lambda state: evaluate(algorithm.evaluated_params(state), setting.evaluation_data),
@@ -156,9 +173,9 @@ _scan_rounds = jax.jit(_rounds, static_argnames=_STATIC)
 _scan_rounds_in_place = jax.jit(_rounds, static_argnames=_STATIC, donate_argnames="state")
 
 
-def _not_evaluated(evaluate: Evaluation, params, evaluation_data) -> dict[str, Array]:
-    shapes = jax.eval_shape(evaluate, params, evaluation_data)
-    return jax.tree.map(lambda shape: jnp.full(shape.shape, jnp.nan, shape.dtype), shapes)
+def _not_evaluated(evaluate: Evaluation, params, setting: Setting) -> dict[str, Array]:
+    shapes = jax.eval_shape(evaluate, params, setting.evaluation_data)
+    return jax.tree.map(lambda shape: jnp.broadcast_to(setting.missing.astype(shape.dtype), shape.shape), shapes)
 
 
 def _first_round(state: ServerState) -> int:
@@ -189,9 +206,17 @@ class Progress(NamedTuple):
     first_round: int  # number of the chunk's first round
     rounds_done: int
     total_rounds: int
-    state: PyTree  # after the chunk; its memory is the next chunk's, so copy what is to be kept
+    state: PyTree  # after the chunk; its memory is the next chunk's, so keep `copied`
     history: History  # of the chunk, as NumPy arrays
     seconds: float  # the chunk took, compilation included in the first
+
+    def copied(self) -> PyTree:
+        """A copy of the state, to keep beyond the callback."""
+        return jax.tree.map(jnp.copy, self.state)
+
+
+class StopRun(Exception):
+    """Raised by a callback to end its run after the rounds that are done; `run` returns them."""
 
 
 Callback = Callable[[Progress], Any]
@@ -223,7 +248,9 @@ def run(
       algorithm, key, state, data, rounds, cohort_size, evaluate, evaluation_data, eval_every, participation: as
         in `simulate`.
       rounds_per_chunk: rounds per compiled call; between calls the host sees the history.
-      callbacks: each called with a `Progress` after every chunk.
+      callbacks: each called with a `Progress` after every chunk. One that raises `StopRun` ends the run there; any
+        other exception goes on to the caller, with the `History` so far as its attribute ``history`` and the state
+        after it as ``state``.
       compiles: False runs every round eagerly, as the strategy 'debug' needs; errors then name the round.
 
     Returns:
@@ -232,6 +259,7 @@ def run(
     Raises:
       ValueError: as `simulate`.
     """
+    check_run_arguments(algorithm, key, state, data)
     settings = {
         "cohort_size": cohort_size,
         "evaluate": evaluate,
@@ -249,7 +277,7 @@ def run(
         first_round=_first_round(state),
         rounds=rounds,
         rounds_per_chunk=rounds_per_chunk if compiles else 1,
-        callbacks=[*callbacks, watch_idle_cores()] if compiles else callbacks,
+        callbacks=[watch_left_out(), *callbacks, *([watch_idle_cores()] if compiles else [])],
     )
 
 
@@ -266,16 +294,28 @@ def run_chunks(
     """The host loop behind `run`, for any ``advance``; ``axis`` is the axis of rounds in its history."""
     pieces = []
     last_round = first_round + rounds
+
+    def joined() -> History:
+        return jax.tree.map(lambda *parts: np.concatenate(parts, axis=axis), *pieces)
+
     for first in range(first_round, last_round, rounds_per_chunk):
         start = time.perf_counter()
         count = min(rounds_per_chunk, last_round - first)
         state, history = advance(state, first_round=first, rounds=count, total_rounds=last_round)
         history = jax.tree.map(np.asarray, history)  # waits for the device
+        if jax.config.jax_debug_nans:
+            history = history.with_gaps(np.where)
         pieces.append(history)
         progress = Progress(first, first + count, last_round, state, history, time.perf_counter() - start)
-        for callback in callbacks:
-            callback(progress)
-    return state, jax.tree.map(lambda *parts: np.concatenate(parts, axis=axis), *pieces)
+        try:
+            for callback in callbacks:
+                callback(progress)
+        except StopRun:
+            break
+        except BaseException as error:
+            error.history, error.state = joined(), state
+            raise
+    return state, joined()
 
 
 class RoundError(RuntimeError):

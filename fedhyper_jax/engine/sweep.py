@@ -11,7 +11,7 @@ from jaxtyping import Array
 from fedhyper_jax import _validate
 from fedhyper_jax.base import FederatedAlgorithm, Params, PyTree
 from fedhyper_jax.data import ClientData
-from fedhyper_jax.engine.diagnoses import watch_idle_cores
+from fedhyper_jax.engine.diagnoses import watch_idle_cores, watch_left_out
 from fedhyper_jax.engine.simulation import Callback, History, run_chunks, simulate
 from fedhyper_jax.parts import rates
 
@@ -109,7 +109,7 @@ def sweep(
         first_round=first_round,
         rounds=rounds - first_round,
         rounds_per_chunk=rounds_per_chunk,
-        callbacks=[*callbacks, watch_idle_cores()],
+        callbacks=[watch_left_out(), *callbacks, watch_idle_cores()],
         axis=2,
     )
     return algorithm.evaluated_params(states), history

@@ -13,12 +13,14 @@ from fedhyper_jax.engine.client import Broadcast, Trained, Trainer, train_client
 from fedhyper_jax.engine.plan import Plan
 from fedhyper_jax.engine.strategies import Assignment, Strategy
 from fedhyper_jax.parts import ClientFacts, Gathered, Parts, RateReport
+from fedhyper_jax.tasks import takes_key
 
 
 class ClientRecord(NamedTuple):
     """Records of the clients of a cohort, (cohort, …) a leaf."""
 
     alive: Bool[Array, " cohort"]  # its update enters the average
+    not_finite: Int[Array, " cohort"]  # what is not, a number of `NOT_FINITE`
     lost: Bool[Array, " cohort"] | None  # it trained, and its update did not arrive; None where all arrive
     weight: Float[Array, " cohort"] | None  # p_m before it is renormalised, 0 unless alive; None unless stacked
     rows: dict[str, PyTree]  # new rows
@@ -134,6 +136,7 @@ def _train_one(
             cohort_size=shared.cohort_size,
         ),
         num_steps=bound,
+        key=_random.loss_key(shared.key, client_id) if takes_key(loss_fn) else None,
         loop=loop,
     )
 
@@ -149,7 +152,8 @@ def _weigh(
         key = _random.failure_key(shared.key, client_id)
         update, arrives = parts.failures.after(key, state.failures, update)
         lost, present = present & ~arrives, present & arrives
-    alive = trained.is_finite(update) & present
+    not_finite = trained.not_finite(update)
+    alive = (not_finite == 0) & present
     share = size if parts.weighting == "examples" else 1
     weight = jnp.where(alive, share / shared.total_share, 0).astype(accumulator)
 
@@ -174,6 +178,7 @@ def _weigh(
     rows[RATE_ROWS] = trained.result.rate
     record = ClientRecord(
         alive=alive,
+        not_finite=not_finite,
         lost=lost,
         weight=weight if stacks else None,
         rows={name: rows[name] for name in state.clients},

@@ -134,11 +134,14 @@ def _checked(model: Model, check: Callable[[tuple[int, ...]], None]) -> Model:
         check(jnp.shape(inputs))
         return model.init(key, inputs)
 
-    def apply(params, inputs):
-        check(jnp.shape(inputs))
-        return model.apply(params, inputs)
+    def checked(function):
+        def call(params, inputs, *key):
+            check(jnp.shape(inputs))
+            return function(params, inputs, *key)
 
-    return Model(init, apply)
+        return call
+
+    return Model(init, checked(model.apply), model.train and checked(model.train))
 
 
 def _check_flattened(shape):

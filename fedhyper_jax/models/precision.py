@@ -45,8 +45,11 @@ def compute_in(model: Model, dtype) -> Model:
     def narrow(leaf):
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
-    def apply(params, inputs):
-        outputs = model.apply(jax.tree.map(narrow, params), narrow(inputs))
-        return outputs.astype(jnp.result_type(*jax.tree.leaves(params)))
+    def in_dtype(function):
+        def call(params, inputs, *key):
+            outputs = function(jax.tree.map(narrow, params), narrow(inputs), *key)
+            return outputs.astype(jnp.result_type(*jax.tree.leaves(params)))
 
-    return Model(model.init, apply)
+        return call
+
+    return Model(model.init, in_dtype(model.apply), model.train and in_dtype(model.train))

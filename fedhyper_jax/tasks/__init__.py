@@ -2,7 +2,7 @@
 
 from fedhyper_jax.tasks import evaluation, losses, metrics
 from fedhyper_jax.tasks.evaluation import Evaluation, EvaluationData, make_evaluation, rounds_to_target
-from fedhyper_jax.tasks.metrics import check_per_example
+from fedhyper_jax.tasks.losses import check_per_example, losses_of, takes_key
 from fedhyper_jax.tasks.task import (
     Measure,
     Task,
@@ -22,7 +22,9 @@ __all__ = [
     "error_of_targets",
     "evaluation",
     "losses",
+    "losses_of",
     "make_evaluation",
     "metrics",
     "rounds_to_target",
+    "takes_key",
 ]

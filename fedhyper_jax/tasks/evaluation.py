@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from fedhyper_jax import _validate
 from fedhyper_jax.base import Batch, Params
-from fedhyper_jax.tasks.metrics import Mean, MetricsFunction, check_per_example
+from fedhyper_jax.tasks.losses import check_per_example
+from fedhyper_jax.tasks.metrics import Mean, MetricsFunction
 
 
 class ClientExamples(Protocol):
@@ -98,6 +99,11 @@ def make_evaluation(
 
         def one_batch(_, batch_rows):
             values = metrics_fn(params, jax.tree.map(lambda array: array[batch_rows], examples))
+            if not isinstance(values, dict):
+                raise ValueError(
+                    "metrics_fn must return a dict of named values, one per example, such as {'accuracy': …}, got "
+                    + (f"an array of shape {values.shape}" if hasattr(values, "shape") else f"{values!r}")
+                )
             for name, value in values.items():
                 check_per_example(value, size, name=f"the metric {name!r}")
             # Sums of many examples want float32 at least, and metrics may be truth values.

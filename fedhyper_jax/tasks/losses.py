@@ -1,12 +1,13 @@
 """Loss functions ``(params, batch) -> per-example losses``; the trainer masks and averages them."""
 
+import inspect
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fedhyper_jax.base import LossFunction, Model
+from fedhyper_jax.base import Batch, LossFunction, Model, Params
 
 
 def cross_entropy(model: Model) -> LossFunction:
@@ -90,9 +91,65 @@ def squared_distance(
 
 
 def with_model(model: Model, example_loss: Callable[[Array, Array], Float[Array, " batch"]]) -> LossFunction:
-    """A loss function from a model and one's own ``example_loss(outputs, batch["y"]) -> (batch,)``."""
+    """A loss function from a model and one's own ``example_loss(outputs, batch["y"]) -> (batch,)``.
+
+    It takes a key where the model draws random numbers in training.
+    """
 
     def loss_fn(params, batch):
         return example_loss(model.apply(params, batch["x"]), batch["y"])
 
-    return loss_fn
+    def loss_with_noise(params, batch, key):
+        return example_loss(model.train(params, batch["x"], key), batch["y"])
+
+    return loss_fn if model.train is None else loss_with_noise
+
+
+def losses_of(
+    loss_fn: LossFunction, params: Params, batch: Batch, number: int, key: Array | None = None
+) -> Float[Array, " batch"]:
+    """A batch's losses, checked; ``key`` where the loss takes one."""
+    values = loss_fn(params, batch) if key is None else loss_fn(params, batch, key)
+    check_per_example(values, number, name="loss_fn")
+    return values
+
+
+def check_per_example(values: Array, batch_size: int, *, name: str) -> None:
+    """Raises ValueError unless a function returned one value per example: a mean or a column would mix up the mask."""
+    if isinstance(values, tuple | list | dict):
+        raise ValueError(
+            f"{name} must return one value per example, shape ({batch_size},), got a {type(values).__name__} of "
+            f"{len(values)}; return the array alone"
+        )
+    if jnp.shape(values) != (batch_size,):
+        raise ValueError(
+            f"{name} must return one value per example, shape ({batch_size},), got shape {jnp.shape(values)}; "
+            "leave averaging over examples to the caller"
+        )
+
+
+def takes_key(loss_fn: LossFunction) -> bool:
+    """Whether a loss is to be called as ``loss_fn(params, batch, key)``.
+
+    Raises:
+      TypeError: it takes neither two arguments nor three.
+
+    Example:
+      >>> takes_key(lambda params, batch: batch["x"]), takes_key(lambda params, batch, key: batch["x"])
+      (False, True)
+      >>> takes_key(lambda params, batch, temperature=1.0: batch["x"])  # an option of one's own
+      False
+    """
+    try:
+        parameters = inspect.signature(loss_fn).parameters.values()
+    except (TypeError, ValueError):  # of a built-in
+        return False
+    by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    open_ended = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if (len(by_position) < 2 and not open_ended) or len(needed) > 3 or len(needed) > len(by_position):
+        raise TypeError(
+            f"loss_fn must take (params, batch), or (params, batch, key) if it draws random numbers, but it takes "
+            f"({', '.join(p.name for p in parameters)}); bind what else it needs with functools.partial"
+        )
+    return len(needed) == 3 or any(p.name == "key" for p in by_position[2:3])

@@ -13,15 +13,6 @@ MetricsFunction = Callable[[Params, Batch], dict[str, Float[Array, " batch"]]]
 """``metrics_fn(params, batch)``: named values, one per example."""
 
 
-def check_per_example(values: Array, batch_size: int, *, name: str) -> None:
-    """Raises ValueError unless a function returned one value per example: a mean or a column would mix up the mask."""
-    if jnp.shape(values) != (batch_size,):
-        raise ValueError(
-            f"{name} must return one value per example, shape ({batch_size},), got shape {jnp.shape(values)}; "
-            "leave averaging over examples to the caller"
-        )
-
-
 class Mean(NamedTuple):
     """A weighted mean that can be merged: ``merge(zero, m) = m``, and merging is associative and commutative."""
 

@@ -222,7 +222,8 @@ def test_a_client_left_out_is_as_if_it_had_not_been_there(bench, poison):
     for name, rows in after.clients.items():
         assert_identical(*(jax.tree.map(lambda x: np.asarray(x)[4], tree) for tree in (rows, state.clients[name])))
     assert_close(after, expected)
-    told = {"left_out": 0, "bytes_down": 0}  # that a client was there, and what it was sent
+    # (that a client was there, and what it was sent)
+    told = {"left_out": 0, "first_left_out": -1, "left_out_because": 0, "bytes_down": 0}
     assert_close(info._replace(**told), expected_info._replace(**told))
 
 

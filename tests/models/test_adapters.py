@@ -98,16 +98,12 @@ class NnxWithState(nnx.Module):
         return self.extra(self.linear(x))
 
 
-@pytest.mark.parametrize(
-    ("extra", "kinds"),
-    [
-        (lambda rngs: nnx.BatchNorm(3, rngs=rngs), "BatchStat"),
-        (lambda rngs: nnx.Dropout(0.5, rngs=rngs), "RngCount, RngKey"),
-    ],
-)
-def test_from_nnx_refuses_other_state(extra, kinds):
+def test_from_nnx_refuses_other_state():
+    def extra(rngs):
+        return nnx.BatchNorm(3, rngs=rngs)
+
     for given in (NnxWithState(nnx.Rngs(0), extra), lambda rngs: NnxWithState(rngs, extra)):
-        with pytest.raises(ValueError, match=f"NnxWithState has variables of type {kinds} next to Param"):
+        with pytest.raises(ValueError, match="NnxWithState has variables of type BatchStat next to Param"):
             from_nnx(given)
 
 
