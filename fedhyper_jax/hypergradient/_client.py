@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from fedhyper_jax import _tree, _validate
 from fedhyper_jax.base import PyTree
-from fedhyper_jax.hypergradient import _rule
+from fedhyper_jax.hypergradient import _arguments, _rule
 
 
 class LocalHypergradientState(NamedTuple):
@@ -47,15 +47,18 @@ def scale_by_local_hypergradient(
       bounds: (lower, upper) of the rate, 0 ≤ lower ≤ initial_rate ≤ upper.
       global_weight: weight ≥ 0 of the global term; 1/K in the paper, K the client's number of local steps.
 
-    All may be traced scalars; they become arrays in the state.
+    All may be traced scalars; they become arrays in the state, whose values count from ``init`` on: instead of
+    ``optax.inject_hyperparams`` use ``optax.tree.set``, as `scale_by_hypergradient` says.
 
     Returns:
       A transform whose ``update`` requires the keyword-only ``global_update`` (Δ^{t-1}, a tree like the updates),
       accepts the keyword-only ``gradient`` (what the products are taken of, where a client optimizer stands before
-      this transform) and ignores other extra arguments. Its state is a `LocalHypergradientState`.
+      this transform) and ignores other extra arguments. Masked and partitioned as `scale_by_hypergradient`. Its state
+      is a `LocalHypergradientState`.
 
     Raises:
-      ValueError: as `scale_by_hypergradient`; also a global weight < 0 or not finite.
+      ValueError: as `scale_by_hypergradient`; also a global weight < 0 or not finite, a global update that is no tree
+        like the updates.
       TypeError: ``update`` without ``global_update``.
 
     Example:
@@ -92,17 +95,20 @@ def local_transform(initial_rate, hyper_rate, bounds, global_weight) -> optax.Gr
 
     def update_fn(updates, state, params=None, *, global_update, gradient=None, **extra_args):
         del params, extra_args
-        gradient = updates if gradient is None else gradient
+        updates = jax.tree.map(jnp.asarray, updates)
+        gradient = updates if gradient is None else _arguments.like_updates(gradient, updates, name="gradient")
+        global_update = _arguments.like_updates(global_update, updates, name="global_update")
         product = _tree.inner_product(gradient, state.previous_gradient)
-        product += state.global_weight * _tree.inner_product(gradient, global_update)
+        broadcast = _rule.of_state(state)
+        global_weight = jnp.asarray(state.global_weight, broadcast.rate.dtype)
+        product += global_weight * _tree.inner_product(gradient, global_update)
         # Step 0 takes the broadcast rate as it is, even outside the bounds.
         adapts = state.step_count > 0
-        broadcast = _rule.AdaptiveRate(state.rate, state.hyper_rate, state.lower, state.upper)
         adapted, observed = _rule.adapt(broadcast, product)
         rate = _tree.select(adapts, adapted, broadcast)
         new_state = LocalHypergradientState(
             **rate._asdict(),
-            global_weight=state.global_weight,
+            global_weight=global_weight,
             previous_gradient=jax.tree.map(lambda g, old: g.astype(old.dtype), gradient, state.previous_gradient),
             step_count=optax.safe_increment(state.step_count),
             clipped_count=state.clipped_count + (observed.clipped & adapts),

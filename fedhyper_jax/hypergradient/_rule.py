@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fedhyper_jax import _validate
+from fedhyper_jax import _tree, _validate
 
 
 class AdaptiveRate(NamedTuple):
@@ -37,6 +37,12 @@ def adaptive_rate(initial_rate, hyper_rate, bounds, dtype) -> AdaptiveRate:
     """The arguments as arrays of ``dtype``, unchecked."""
     lower, upper = bounds
     return AdaptiveRate(*(jnp.asarray(value, dtype) for value in (initial_rate, hyper_rate, lower, upper)))
+
+
+def of_state(state) -> AdaptiveRate:
+    """The rate in a transform's state, in the dtype that init chose: `optax.tree.set` may have set plain numbers."""
+    bounds = (state.lower, state.upper)
+    return adaptive_rate(state.rate, state.hyper_rate, bounds, _tree.accumulator_dtype(state.previous_gradient))
 
 
 def check_adaptive_rate(initial_rate, hyper_rate, bounds, **names: str) -> None:

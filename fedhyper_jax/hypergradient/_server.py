@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from fedhyper_jax import _tree
 from fedhyper_jax.base import PyTree
-from fedhyper_jax.hypergradient import _rule
+from fedhyper_jax.hypergradient import _arguments, _rule
 
 
 class HypergradientState(NamedTuple):
@@ -56,14 +56,20 @@ def scale_by_hypergradient(
         paper's) suits pseudo-gradients of norm below 1; start near r_0 / ‖g‖² elsewhere.
       bounds: (lower, upper) of the rate, 0 ≤ lower ≤ initial_rate ≤ upper.
 
-    All three may be traced scalars; they become arrays in the state, so other values cause no recompilation.
+    All three may be traced scalars; they become arrays in the state, so other values cause no recompilation. From
+    ``init`` on the state's values count and not the factory's: ``optax.inject_hyperparams``, which calls the factory
+    anew at each update, has no effect here, neither by a schedule nor by ``state.hyperparams``. A hyper rate that
+    changes is set in the state, however deep in chains: ``state = optax.tree.set(state, hyper_rate=schedule(step))``.
 
     Returns:
-      A transform whose ``update`` accepts the keyword-only ``gradient`` (a tree like the updates) and ignores other
-      extra arguments. Its state is a `HypergradientState`.
+      A transform whose ``update`` accepts the keyword-only ``gradient`` (a tree like the updates that the outermost
+      transform gets) and ignores other extra arguments. Inside ``optax.masked`` and ``optax.partition`` the product is
+      taken over the leaves of the group; inside ``optax.MultiSteps`` leave ``gradient`` out, or hand over the mean that
+      the step is made of. Its state is a `HypergradientState`.
 
     Raises:
-      ValueError: a rate ≤ 0 or not finite, κ < 0 or not finite, bounds that do not enclose the rate.
+      ValueError: a rate ≤ 0 or not finite, κ < 0 or not finite, bounds that do not enclose the rate; of ``update``: a
+        gradient that is no tree like the updates.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -76,6 +82,7 @@ def scale_by_hypergradient(
       ...     w = optax.apply_updates(w, updates)
       >>> bool(jnp.linalg.norm(w) < 0.1), bool(global_rate(state) > 0.01)
       (True, True)
+      >>> state = optax.tree.set(state, hyper_rate=0.0)  # from here on the rate stays
 
     Reference:
       Wang, Wang, Li, `FedHyper <https://arxiv.org/abs/2310.03156>`_, ICLR 2024, eq. 15-16; without a federation:
@@ -124,8 +131,9 @@ def _hypergradient_transform(state_type, scales: bool, initial_rate, hyper_rate,
 
     def update_fn(updates, state, params=None, *, gradient=None, **extra_args):
         del params, extra_args
-        gradient = updates if gradient is None else gradient
-        rate = _rule.AdaptiveRate(state.rate, state.hyper_rate, state.lower, state.upper)
+        updates = jax.tree.map(jnp.asarray, updates)
+        gradient = updates if gradient is None else _arguments.like_updates(gradient, updates, name="gradient")
+        rate = _rule.of_state(state)
         rate, observed = _rule.adapt(rate, _tree.inner_product(gradient, state.previous_gradient))
         new_state = state_type(
             **rate._asdict(),

@@ -98,7 +98,7 @@ def _adaptive(second_moment, b1, adaptivity, initial_accumulator, correction=Non
             return (b1 * m + (1 - b1) * g).astype(m.dtype), second_moment(v, g * g).astype(v.dtype)
 
         pairs = jax.tree.map(moments, updates, state.first, state.second)
-        first, second = jax.tree.transpose(jax.tree.structure(updates), jax.tree.structure((0, 0)), pairs)
+        first, second = (jax.tree.map(lambda _, pair, i=i: pair[i], updates, pairs) for i in (0, 1))
         scale = 1.0 if correction is None else correction(count.astype(float))
         step = jax.tree.map(lambda m, v: (-scale * m / (jnp.sqrt(v) + adaptivity)).astype(m.dtype), first, second)
         return step, MomentsState(count, first, second)

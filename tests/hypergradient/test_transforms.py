@@ -1,6 +1,7 @@
 """The optax transforms: hand-computed rates, closed forms, and the contracts of optax."""
 
 import chex
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -200,6 +201,165 @@ def test_neighbours_in_optax(name):
         several_state = several.init(params)
         for _ in range(4):
             _, several_state = several.update(params, several_state, params)
+
+
+GROUPS = [{"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}, {"a": jnp.array([0.5, 0.25]), "b": jnp.array([1.0])}]
+"""Two gradients: ⟨g1, g0⟩ = 1 over a and 3 over b."""
+
+GLOBAL_UPDATE = {"a": jnp.array([2.0, 0.0]), "b": jnp.array([-1.0])}
+"""⟨g1, Δ⟩ = 1 over a and −1 over b; of the local rule half of it counts."""
+
+
+def rate_of(name, state, label=None):
+    return float((global_rate if name == "scale_by_hypergradient" else local_rate)(state, label))
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize("compatible", [False, True])
+def test_masked_products_are_taken_over_the_leaves_that_are_there(name, compatible):
+    """`gradient` and `global_update` arrive whole, or masked by optax too; 7 g stands for a preconditioner."""
+    masked = optax.masked(FACTORIES[name](1.0, 0.1), {"a": True, "b": False}, mask_compatible_extra_args=compatible)
+    transform = optax.chain(optax.scale(7.0), masked)
+    state = transform.init(GROUPS[0])
+    for gradient in GROUPS:
+        updates, state = transform.update(gradient, state, gradient=gradient, global_update=GLOBAL_UPDATE)
+    rate = {"scale_by_local_hypergradient": 1.15}.get(name, 1.1)
+    assert rate_of(name, state) == pytest.approx(rate, rel=1e-6)
+    used = 1.0 if name == "track_hypergradient" else rate
+    np.testing.assert_allclose(updates["a"], used * 7.0 * GROUPS[1]["a"], rtol=1e-6)
+    np.testing.assert_array_equal(updates["b"], 7.0 * GROUPS[1]["b"])
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize("labels", [{"a": "x", "b": "y"}, lambda tree: {"a": "x", "b": "y"}], ids=["dict", "function"])
+def test_groups_have_rates_of_their_own_read_by_label(name, labels):
+    """Also a group without parameters, under jit; the state survives flax's bytes."""
+    groups = {label: FACTORIES[name](rate, 0.1) for label, rate in {"x": 1.0, "y": 2.0, "empty": 3.0}.items()}
+    transform = optax.chain(optax.clip_by_global_norm(1e6), optax.partition(groups, labels))
+    state = transform.init(GROUPS[0])
+    update = jax.jit(transform.update)
+    for gradient in GROUPS:
+        _, state = update(gradient, state, gradient=gradient, global_update=GLOBAL_UPDATE)
+    state = flax.serialization.from_bytes(transform.init(GROUPS[0]), flax.serialization.to_bytes(state))
+    rates = [rate_of(name, state, label) for label in groups]
+    expected = [1.15, 2.25, 3.0] if name == "scale_by_local_hypergradient" else [1.1, 2.3, 3.0]
+    assert rates == pytest.approx(expected, rel=1e-6)
+    doubled = optax.tree.map_params(transform, lambda p: 2 * p, state)[1].inner_states["y"].inner_state
+    np.testing.assert_array_equal(doubled.previous_gradient["b"], 2 * GROUPS[1]["b"])
+    for label, message in [
+        (None, "name one by its label: 'empty', 'x', 'y'"),
+        ("z", "label 'z' .* known: 'empty', 'x'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            rate_of(name, state, label)
+
+
+def test_names_of_a_chain_are_labels_and_what_has_none_is_pointed_at():
+    start = scale_by_hypergradient(0.5)
+    named = optax.named_chain(("slow", start), ("fast", scale_by_hypergradient(2.0))).init(jnp.ones(2))
+    assert float(global_rate(named, "fast")) == 2.0
+    assert float(global_rate({"run": optax.adam(1.0).init(jnp.ones(2)), "own": start.init(jnp.ones(2))})) == 0.5
+    with pytest.raises(ValueError, match=r"unknown label 'fast'.*known: none"):
+        global_rate(start.init(jnp.ones(2)), "fast")
+    with pytest.raises(ValueError, match=r"found 2; hand over the part .* such as state\[0\]"):
+        global_rate(optax.chain(start, start).init(jnp.ones(2)))
+    with pytest.raises(ValueError, match=r"at the label 'slow', found 2; hand over"):
+        global_rate(optax.named_chain(("slow", optax.chain(start, start))).init(jnp.ones(2)), "slow")
+
+
+NOT_FINITE = {"a": jnp.array([jnp.nan, 0.0]), "b": jnp.zeros(1)}
+WRAPPERS = {
+    "chain": (lambda t: optax.chain(t, optax.scale_by_adam(), optax.scale(-1.0)), GROUPS, 1.4),
+    "named_chain": (lambda t: optax.named_chain(("scale", optax.scale(2.0)), ("rate", t)), GROUPS, 1.0 + 0.1 * 16),
+    "scale_by_schedule": (
+        lambda t: optax.chain(optax.scale_by_schedule(lambda step: 1.0 + step), t),  # g0, 2 g1
+        GROUPS,
+        1.8,
+    ),
+    # means of two: (0.75, 1.125) and 2, of squared norm 5.828125
+    "MultiSteps": (lambda t: optax.MultiSteps(t, every_k_schedule=2), [*GROUPS, *GROUPS], 1.5828125),
+    "apply_if_finite": (
+        lambda t: optax.apply_if_finite(t, max_consecutive_errors=3),
+        [GROUPS[0], NOT_FINITE, GROUPS[1]],
+        1.4,
+    ),
+    # the first gradient is passed by: the second meets a zero, the third itself
+    "conditionally_transform": (
+        lambda t: optax.conditionally_transform(t, lambda step: step > 0),
+        [GROUPS[0], GROUPS[1], GROUPS[1]],
+        1.0 + 0.1 * 1.3125,
+    ),
+    "flatten": (optax.flatten, GROUPS, 1.4),
+    "lookahead": (lambda t: optax.lookahead(t, sync_period=2, slow_step_size=0.5), GROUPS, 1.4),
+    "inject_hyperparams": (lambda t: optax.inject_hyperparams(lambda: t)(), GROUPS, 1.4),
+    "a transform in a transform": (lambda t: optax.partition({"all": optax.masked(t, True)}, "all"), GROUPS, 1.4),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_wrappers_of_optax(name):
+    wrap, gradients, rate = WRAPPERS[name]
+    transform = wrap(scale_by_hypergradient(1.0, 0.1))
+    params = optax.LookaheadParams.init_synced(GROUPS[0]) if name == "lookahead" else GROUPS[0]
+    state = transform.init(params)
+    for gradient in gradients:
+        _, state = transform.update(gradient, state, params)
+    assert float(global_rate(state)) == pytest.approx(rate, rel=1e-6)
+
+
+def test_states_of_groups_under_vmap():
+    def start(hyper_rate):
+        return optax.partition({"x": scale_by_hypergradient(1.0, hyper_rate)}, "x").init(GROUPS[0])
+
+    states = jax.vmap(start)(jnp.array([0.0, 0.1, 0.5]))
+    update = jax.vmap(optax.partition({"x": scale_by_hypergradient(9.0)}, "x").update, in_axes=(None, 0))
+    for gradient in GROUPS:
+        _, states = update(gradient, states)
+    np.testing.assert_allclose(global_rate(states, "x"), [1.0, 1.4, 3.0], rtol=1e-6)
+
+
+def test_a_gradient_of_another_shape_is_refused():
+    """It would broadcast; optax.flatten flattens updates and no extra arguments."""
+    transform = scale_by_local_hypergradient(1.0, global_weight=0.5)
+    state = transform.init(GROUPS[0])
+    wider = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    with pytest.raises(ValueError, match=r"gradient must be .* array of shape \(3,\) at \['b'\].* shape \(1,\)"):
+        transform.update(GROUPS[0], state, gradient=wider, global_update=GLOBAL_UPDATE)
+    with pytest.raises(ValueError, match=r"global_update must be .* got no array at \['a'\]"):
+        transform.update(GROUPS[0], state, global_update=jnp.zeros(()))
+    with pytest.raises(ValueError, match=r"got PyTreeDef\(.*\) beside PyTreeDef"):
+        transform.update(GROUPS[0], state, global_update=GLOBAL_UPDATE | {"c": jnp.ones(1)})
+    flat = optax.flatten(transform)
+    state = flat.init(GROUPS[0])
+    with pytest.raises(ValueError, match=r"no array at the root, .* shape \(3,\).*ravel_pytree"):
+        flat.update(GROUPS[0], state, global_update=GLOBAL_UPDATE)
+    for gradient in GROUPS:
+        _, state = flat.update(gradient, state, global_update=jax.flatten_util.ravel_pytree(GLOBAL_UPDATE)[0])
+    assert float(local_rate(state)) == pytest.approx(1.0 + 4.0 + 0.5 * (1.0 - 1.0))
+
+
+def test_python_numbers_are_parameters_as_they_are_for_optax():
+    transform = scale_by_local_hypergradient(1.0, 0.1, global_weight=0.5)
+    state = transform.init(0.5)
+    for gradient in (2.0, 3.0):
+        updates, state = transform.update(gradient, state, gradient=gradient, global_update=4.0)
+    assert float(updates) == pytest.approx(3.0 * (1.0 + 0.1 * (6.0 + 0.5 * 12.0)))
+
+
+def test_a_hyper_rate_that_changes_is_set_in_the_state():
+    """As the docstring says: inject_hyperparams does nothing, by a schedule or by hand, and optax.tree.set does."""
+    scheduled = optax.inject_hyperparams(scale_by_hypergradient)(1.0, hyper_rate=lambda step: 0.1 * (step == 0))
+    assert [float(global_rate(s)) for _, s in feed(scheduled, GROUPS)] == pytest.approx([1.0, 1.4])
+    transform = optax.inject_hyperparams(scale_by_hypergradient)(1.0, 0.1)
+    _, state = transform.update(GROUPS[0], transform.init(GROUPS[0]))
+    state.hyperparams["hyper_rate"] = 0
+    update = jax.jit(transform.update)
+    _, state = update(GROUPS[1], state)
+    assert float(global_rate(state)) == pytest.approx(1.4)
+    for hyper_rate, rate in [(0.0, 1.4), (jnp.float32(0.5), 1.4 + 0.5 * 1.3125)]:  # ‖g1‖² = 1.3125
+        _, state = update(GROUPS[1], optax.tree.set(state, hyper_rate=hyper_rate))
+        assert float(global_rate(state)) == pytest.approx(rate)
+        assert not global_rate(state).weak_type
 
 
 def test_two_transforms_in_one_chain_are_read_by_their_accessors():

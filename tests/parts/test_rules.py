@@ -259,3 +259,19 @@ def test_extra_arguments_of_a_transform(name):
     if required:
         with pytest.raises(TypeError, match="global_update"):
             transform.update(params, state, params)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_transform_of_a_group_of_parameters(name):
+    """In optax.partition a group is stepped as it would be alone, the rest not at all, and a group may be empty."""
+    part, params = TRANSFORMS[name].build(**TRANSFORMS[name].setting(0)), logistic_params()
+    labels = {leaf: "own" if leaf == min(params) else "rest" for leaf in params}
+    groups = optax.partition({"own": part, "rest": optax.set_to_zero(), "empty": part}, labels)
+    own = {min(params): params[min(params)]}
+    together, alone = groups.init(params), part.init(own)
+    alone_update = optax.with_extra_args_support(part).update
+    for _ in range(2):
+        updates, together = groups.update(params, together, params, gradient=params, global_update=params)
+        expected, alone = alone_update(own, alone, own, global_update=own)
+    assert_identical({min(params): updates[min(params)]}, expected)
+    assert not any(jnp.any(updates[leaf]) for leaf in params if labels[leaf] == "rest")
