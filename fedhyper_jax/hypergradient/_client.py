@@ -98,10 +98,15 @@ def local_transform(initial_rate, hyper_rate, bounds, global_weight) -> optax.Gr
         updates = jax.tree.map(jnp.asarray, updates)
         gradient = updates if gradient is None else _arguments.like_updates(gradient, updates, name="gradient")
         global_update = _arguments.like_updates(global_update, updates, name="global_update")
-        product = _tree.inner_product(gradient, state.previous_gradient)
         broadcast = _rule.of_state(state)
         global_weight = jnp.asarray(state.global_weight, broadcast.rate.dtype)
-        product += global_weight * _tree.inner_product(gradient, global_update)
+        # ⟨g, g'⟩ + ⟨g, Δ⟩ / K as one product: one pass over memory instead of two.
+        both = jax.tree.map(
+            lambda old, update: old.astype(global_weight.dtype) + global_weight * update.astype(global_weight.dtype),
+            state.previous_gradient,
+            global_update,
+        )
+        product = _tree.inner_product(gradient, both)
         # Step 0 takes the broadcast rate as it is, even outside the bounds.
         adapts = state.step_count > 0
         adapted, observed = _rule.adapt(broadcast, product)
