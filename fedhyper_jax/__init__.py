@@ -109,14 +109,18 @@ __all__ = [
     "terms",
     "track_hypergradient",
     "use_all_cores",
+    "use_compilation_cache",  # noqa: F405 (see __getattr__)
 ]
 __all__ += methods.families.__all__  # every method by its name
 
 
+_OF_THE_SHELL = {"load_run": "fedhyper_jax.shell.runs", "use_compilation_cache": "fedhyper_jax.shell.cache"}
+
+
 def __getattr__(name: str):
-    """Loads `models`, which imports flax, and `load_run`, which belongs to the shell, at first use."""
+    """Loads `models`, which imports flax, and what belongs to the shell at first use."""
     if name == "models":
         return importlib.import_module("fedhyper_jax.models")
-    if name == "load_run":
-        return importlib.import_module("fedhyper_jax.shell.runs").load_run
+    if name in _OF_THE_SHELL:
+        return getattr(importlib.import_module(_OF_THE_SHELL[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

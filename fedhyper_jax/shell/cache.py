@@ -1,4 +1,4 @@
-"""The compilation cache of the command line: a program that was compiled once is read back, whatever the rates.
+"""The compilation cache of commands and notebooks: a program that was compiled once is read back, whatever the rates.
 
 Rates are data, so a run that differs in rates only is the same program. The cache lies in
 ``$JAX_COMPILATION_CACHE_DIR`` if that is set, else in ``fedhyper_jax/programs`` below ``$XDG_CACHE_HOME``
@@ -27,12 +27,32 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or _folder() / "programs").expanduser()
 
 
-def use_cache() -> None:
-    """Turns the cache on, for every program however small, and counts from now on. For commands, not for libraries."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+def use_compilation_cache(folder: str | os.PathLike | None = None) -> pathlib.Path:
+    """Keeps every program that is compiled from now on, and reads those back that were compiled before.
+
+    Rates, hyper rates, bounds and seeds are data: a program with others is read back and compiles nothing. One call at
+    the top of a notebook or script; the commands make it themselves. It is of the whole process, so a library leaves it
+    to those who use it.
+
+    Args:
+      folder: where to keep programs; that of the commands if None.
+
+    Returns:
+      The folder. Deleting it is always safe.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:  # without an argument: once and for all
+      ...     use_compilation_cache(folder) == pathlib.Path(folder)
+      True
+      >>> jax.config.update("jax_compilation_cache_dir", None)  # off again
+    """
+    folder = cache_folder() if folder is None else pathlib.Path(folder).expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     _listen()
+    return folder
 
 
 @functools.cache

@@ -216,9 +216,9 @@ def _in_processes(command: str, arguments: Sequence[str], parsed: SharedArgument
         if processes != 1:
             raise SystemExit(launch.launch([command, *arguments], processes))
     launch.join()
-    from fedhyper_jax.shell.cache import use_cache
+    from fedhyper_jax.shell.cache import use_compilation_cache
 
-    use_cache()
+    use_compilation_cache()
 
 
 def _is_first() -> bool:
