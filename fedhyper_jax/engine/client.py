@@ -168,7 +168,8 @@ class _Client(NamedTuple):
         """Mean and sum of the losses of a masked batch; the same ``number``, the same random numbers."""
         key = None if self.key is None else jax.random.fold_in(self.key, number)
         losses = losses_of(self.trainer.loss_fn, params, self.fetch(rows), len(mask), key)
-        total = jnp.sum(jnp.where(mask, losses, 0.0))
+        # (the sum of a batch's losses may not fit into float16, nor be exact in bfloat16)
+        total = jnp.sum(jnp.where(mask, losses.astype(_tree.accumulator_dtype(losses)), 0.0))
         return total / jnp.maximum(jnp.sum(mask, dtype=jnp.int32), 1), total
 
 

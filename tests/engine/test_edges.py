@@ -364,3 +364,14 @@ def test_runs_without_jit_refuse_what_others_refuse(key, federation, settings, m
     start = algorithm.init(logistic_params())
     with pytest.raises(ValueError, match=message):
         run(algorithm, key, start, federation, **{"rounds": 1, "cohort_size": 1, "compiles": False, **settings})
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_a_sum_of_losses_that_a_narrow_type_cannot_hold(dtype):
+    """512 losses of 128 are 65,536, beyond float16's 65,504; their mean gradient is 1."""
+    clients = pack({"x": np.zeros(512, np.float32)}, [np.arange(512)])
+    algorithm = fedavg(
+        lambda w, batch: w + batch["x"].astype(dtype), work=local_steps(1, 512), local_rate=0.5, global_rate=1.0
+    )
+    state, info = algorithm.round(jax.random.key(0), algorithm.init(dtype(128.0)), make_cohort(clients, [0]))
+    assert (float(info.client_loss), float(state.params), int(info.left_out)) == (128.0, 127.5, 0)
