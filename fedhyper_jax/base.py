@@ -20,7 +20,12 @@ Batch = dict[str, Array]
 """Arrays with one leading example axis; by convention ``"x"`` holds inputs and ``"y"`` targets."""
 
 LossFunction = Callable[[Params, Batch], Float[Array, " batch"]]
-"""``loss_fn(params, batch)``: one loss per example, not their mean; the trainer masks and averages."""
+"""``loss_fn(params, batch)``: one loss per example, not their mean; the trainer masks and averages.
+
+It may have an attribute ``check(params, examples, rows=None, name="examples")``, which raises ValueError for examples
+(those in ``rows``, if given) that compiled code would get wrong without a word. Those who run rounds call it before
+they compile; the same goes for functions of metrics.
+"""
 
 
 RATE_ROWS = "rate"
@@ -191,6 +196,10 @@ def no_diagnosis(state: ServerState, data: Any) -> None:
     """Nothing is known that would make rounds slow."""
 
 
+def no_check(state: ServerState, data: Any) -> None:
+    """Any data will do."""
+
+
 def current_params(state: ServerState) -> Params:
     """The parameters w^t: what most algorithms evaluate."""
     return state.params
@@ -207,9 +216,12 @@ class FederatedAlgorithm(NamedTuple):
         last two iterates.
       diagnose: ``diagnose(state, data)`` warns of what will make rounds slow; it may remember what it said. Those who
         run rounds call it once before they compile; it is no part of the pure pair.
+      check: ``check(state, data)`` raises ValueError for data that compiled rounds would get wrong without a word, such
+        as labels that are no class. Called likewise.
     """
 
     init: Callable[[Params], ServerState]
     round: Callable[[Array, ServerState, Any], tuple[ServerState, RoundInfo]]
     evaluated_params: Callable[[ServerState], Params] = current_params
     diagnose: Callable[[ServerState, Any], None] = no_diagnosis
+    check: Callable[[ServerState, Any], None] = no_check

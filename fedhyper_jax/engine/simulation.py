@@ -87,7 +87,8 @@ def simulate(
 
     Raises:
       ValueError: numbers that are not ≥ 1, a cohort larger than the population, a schedule shorter than the run, a
-        ``first_round`` that is not the state's.
+        ``first_round`` that is not the state's, examples that the loss or the evaluation refuses (as labels that are no
+        class).
 
     Example:
       >>> import jax, numpy as np
@@ -105,6 +106,7 @@ def simulate(
     total_rounds = first_round + rounds if total_rounds is None else total_rounds
     schedule = _schedule(cohort_size, participation, evaluate, eval_every)
     _check_run(state, data, rounds, schedule, evaluation_data, first_round, total_rounds)
+    check_examples(algorithm, state, data, evaluate, evaluation_data)
     algorithm.diagnose(state, data)
     setting = _setting(key, data, evaluation_data, schedule, total_rounds)
     scan = _scan_rounds_in_place if donate else _scan_rounds
@@ -181,6 +183,16 @@ def _check_run(
     if not _validate.is_traced(total_rounds):
         rates.check_horizon(state.global_rate, int(total_rounds), name="global_rate")
         rates.check_horizon(state.local_rate, int(total_rounds), name="local_rate")
+
+
+def check_examples(
+    algorithm: FederatedAlgorithm, state: ServerState, data: ClientData, evaluate, evaluation_data
+) -> None:
+    """Raises ValueError for examples, where they are known, that training or evaluation would get silently wrong."""
+    algorithm.check(state, data)
+    check = getattr(evaluate, "check", None)
+    if check is not None:
+        check(state.params, evaluation_data)
 
 
 class Progress(NamedTuple):
@@ -300,6 +312,7 @@ def _simulate_eagerly(
     """As `simulate`, without jit."""
     schedule = _schedule(cohort_size, participation, evaluate, eval_every)
     _check_run(state, data, rounds, schedule, evaluation_data, first_round, total_rounds)
+    check_examples(algorithm, state, data, evaluate, evaluation_data)
     setting = _setting(key, data, evaluation_data, schedule, total_rounds)
     pieces = []
     for number in range(first_round, first_round + rounds):
