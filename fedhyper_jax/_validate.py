@@ -93,6 +93,56 @@ def positive_integer(**arguments: Any) -> None:
             raise ValueError(f"{name} must be below 2**31, got {value!r}; counts are int32")
 
 
+def fits(values: Any, *, name: str) -> None:
+    """JAX's dtype holds the numbers of an array, but for ordinary rounding; it has 32 bits where NumPy's has 64.
+
+    Refused are integers out of range, finite numbers that become infinite, and integers stored as floats that become
+    others: numbers from 2^24 to 2^53 that are whole, all of them, and not all representable. Arrays of JAX are past
+    that already. Of most arrays it takes the smallest and the largest number, and copies nothing.
+    """
+    if isinstance(values, jax.Array):
+        return
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu" or array.size == 0:
+        return
+    if array.dtype.itemsize > 8:
+        raise ValueError(f"{name} must be of at most 64 bits, got dtype {array.dtype}; use astype(np.float64)")
+    dtype = np.dtype(jax.dtypes.canonicalize_dtype(array.dtype))
+    if dtype == array.dtype:
+        return
+    low, high = array.min(), array.max()
+    if dtype.kind == "f":
+        if not max(-low, high) <= 2**24:  # also true for NaN
+            _keeps_floats(array, dtype, name)
+    elif low < np.iinfo(dtype).min or high > np.iinfo(dtype).max:
+        wrong = (array < np.iinfo(dtype).min) | (array > np.iinfo(dtype).max)
+        _raise_changed(array, wrong, f"which {dtype} cannot hold; renumber or scale it", name)
+
+
+def _keeps_floats(array: np.ndarray, dtype: np.dtype, name: str) -> None:
+    """The part of `fits` for floats beyond 2^24."""
+    with np.errstate(over="ignore"):
+        rounded = array.astype(dtype)
+    overflows = np.isinf(rounded) & np.isfinite(array)
+    if overflows.any():
+        _raise_changed(array, overflows, f"which {dtype} cannot hold; scale it", name)
+    size = np.abs(array)
+    large = (size > 2**24) & (size <= 2**53)
+    changed = large & (rounded != array)
+    if changed.any() and (np.floor(array) == array)[large].all():
+        why = f"a whole number that {dtype} rounds; renumber or scale it, use astype(np.{dtype}) if that is meant"
+        _raise_changed(array, changed, why, name)
+
+
+def _raise_changed(array: np.ndarray, wrong: np.ndarray, why: str, name: str) -> None:
+    index = tuple(np.argwhere(wrong)[0])
+    place = f" in row {index[0]}" if index else ""
+    raise ValueError(
+        f"{name} has {array[index].item()!r}{place}, {why}, or keep 64 bits with "
+        "jax.config.update('jax_enable_x64', True)"
+    )
+
+
 def bounds(value: Any, *, initial_rate: Any, name: str = "bounds", rate_name: str = "initial_rate") -> tuple:
     """A pair with 0 ≤ lower ≤ initial_rate ≤ upper ≤ ∞; returned as it came."""
     try:

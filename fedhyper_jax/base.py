@@ -22,8 +22,12 @@ Batch = dict[str, Array]
 LossFunction = Callable[..., Float[Array, " batch"]]
 """``loss_fn(params, batch)``, or ``loss_fn(params, batch, key)`` where it draws random numbers, as for dropout.
 
-One loss per example, not their mean; the trainer masks and averages. The key is new for each round, client and step."""
+One loss per example, not their mean; the trainer masks and averages. The key is new for each round, client and step.
 
+It may have an attribute ``check(params, examples, rows=None, name="examples")``, which raises ValueError for examples
+(those in ``rows``, if given) that compiled code would get wrong without a word. Those who run rounds call it before
+they compile; the same goes for functions of metrics.
+"""
 
 NOT_FINITE = ("nothing", "its loss", "its rate", "its update", "the server's step")
 """Each by its number in `RoundInfo.left_out_because`."""
@@ -203,6 +207,10 @@ def no_diagnosis(state: ServerState, data: Any) -> None:
     """Nothing is known that would make rounds slow."""
 
 
+def no_check(state: ServerState, data: Any) -> None:
+    """Any data will do."""
+
+
 def current_params(state: ServerState) -> Params:
     """The parameters w^t: what most algorithms evaluate."""
     return state.params
@@ -219,9 +227,12 @@ class FederatedAlgorithm(NamedTuple):
         last two iterates.
       diagnose: ``diagnose(state, data)`` warns of what will make rounds slow; it may remember what it said. Those who
         run rounds call it once before they compile; it is no part of the pure pair.
+      check: ``check(state, data)`` raises ValueError for data that compiled rounds would get wrong without a word, such
+        as labels that are no class. Called likewise.
     """
 
     init: Callable[[Params], ServerState]
     round: Callable[[Array, ServerState, Any], tuple[ServerState, RoundInfo]]
     evaluated_params: Callable[[ServerState], Params] = current_params
     diagnose: Callable[[ServerState, Any], None] = no_diagnosis
+    check: Callable[[ServerState, Any], None] = no_check

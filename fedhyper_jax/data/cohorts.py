@@ -44,9 +44,10 @@ def make_cohort(data: ClientData, client_ids) -> Cohort:
       >>> make_cohort(data, [1, 0]).client_ids.tolist()
       [1, 0]
     """
-    ids = jnp.asarray(client_ids)
+    # (in NumPy, whose 64 bits hold an id that int32 would make another)
+    ids = client_ids if isinstance(client_ids, jax.Array) else np.asarray(client_ids)
     check_client_ids(ids, data.population)
-    return Cohort(data=data, client_ids=ids.astype(jnp.int32))
+    return Cohort(data=data, client_ids=jnp.asarray(ids, jnp.int32))
 
 
 def check_client_ids(client_ids: Int[Array, " cohort"], population: int) -> None:

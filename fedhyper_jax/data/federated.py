@@ -1,8 +1,8 @@
 """A federated data set: one flat pool of examples and, client after client, which of them are whose (CSR)."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,8 @@ def check_examples(examples: dict) -> int:
     """Checks a dict of example arrays and returns their common length.
 
     Raises:
-      ValueError: not a dict of arrays, lengths that differ, no example, NaN or infinite entries.
+      ValueError: not a dict of arrays, lengths that differ, no example, NaN or infinite entries, numbers that the
+        conversion to JAX's dtype would change.
     """
     if not isinstance(examples, dict) or not examples:
         raise ValueError(
@@ -124,18 +125,21 @@ def check_examples(examples: dict) -> int:
             raise ValueError(
                 f"examples[{name!r}] has NaN or infinite values, first in row {row}; remove or impute them"
             )
+        _validate.fits(array, name=f"examples[{name!r}]")
     (length,) = {shape[0] for shape in shapes.values()}
     if length == 0:
         raise ValueError("examples are empty (length 0); give at least one example")
     return length
 
 
-def pack(examples: dict, client_rows: list[np.ndarray]) -> FederatedData:
+def pack(examples: dict, client_rows: Iterable | Mapping[Any, Any]) -> FederatedData:
     """Packs a pool and the rows of each client into `FederatedData`.
 
     Args:
       examples: dict of arrays with a common leading axis N.
-      client_rows: for each client the rows it owns, each in [0, N), none owned twice.
+      client_rows: for each client the rows that it owns (an array, list or set of integers), each in [0, N), none
+        owned twice. Of a dict, such as ``{"eve": [0], "bob": [1, 2]}``, clients are numbered in its order, unless its
+        keys are the numbers 0 … M − 1: these are kept.
 
     Returns:
       The data set, on the default device.
@@ -150,18 +154,17 @@ def pack(examples: dict, client_rows: list[np.ndarray]) -> FederatedData:
       (2, [1, 2], 2)
     """
     length = check_examples(examples)
-    if len(client_rows) == 0:
+    rows = _rows_by_client(client_rows)
+    if not rows:
         raise ValueError("client_rows is empty; a federation needs at least one client")
-    sizes = np.array([len(rows) for rows in client_rows])
+    sizes = np.array([len(own) for own in rows.values()])
     if (sizes == 0).any():
         empty = np.flatnonzero(sizes == 0)
         raise ValueError(
-            f"client {int(empty[0])} has no examples ({len(empty)} of {len(sizes)} clients are empty); "
+            f"client {list(rows)[empty[0]]!r} has no examples ({len(empty)} of {len(sizes)} clients are empty); "
             "leave empty clients out, use fewer clients, or a partitioner with min_examples ≥ 1"
         )
-    order = np.concatenate([np.asarray(rows) for rows in client_rows])
-    if order.dtype.kind not in "iu":
-        raise ValueError(f"client_rows must hold integer rows, got dtype {order.dtype}")
+    order = np.concatenate(list(rows.values()))
     if order.min() < 0 or order.max() >= length:
         raise ValueError(f"client_rows must lie in [0, {length}), got rows from {order.min()} to {order.max()}")
     if len(np.unique(order)) < len(order):
@@ -174,6 +177,33 @@ def pack(examples: dict, client_rows: list[np.ndarray]) -> FederatedData:
         offsets=jnp.asarray(np.concatenate([[0], np.cumsum(sizes)]), jnp.int32),
         max_examples=int(sizes.max()),
     )
+
+
+def _rows_by_client(client_rows: Iterable | Mapping[Any, Any]) -> dict[Any, np.ndarray]:
+    """The rows of each client as 1-D arrays of integers, by its name or number, in the order of the federation."""
+    if isinstance(client_rows, set | frozenset | str) or not isinstance(client_rows, Iterable):
+        raise ValueError(
+            f"client_rows must be a list or dict of the rows of each client, got {type(client_rows).__name__}; "
+            "give e.g. [[0, 2], [1]] or {'eve': [0, 2], 'bob': [1]}, or the client_rows of a Partition"
+        )
+    named = client_rows if isinstance(client_rows, Mapping) else dict(enumerate(client_rows))
+    if named is client_rows and set(named) == set(range(len(named))):
+        named = {number: named[number] for number in range(len(named))}
+    return {client: _as_rows(client, rows) for client, rows in named.items()}
+
+
+def _as_rows(client: Any, rows: Any) -> np.ndarray:
+    """The rows of one client."""
+    try:
+        array = np.sort(list(rows)) if isinstance(rows, set | frozenset) else np.asarray(rows)
+    except (TypeError, ValueError):  # of different types or lengths
+        array = np.empty((), object)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ValueError(
+            f"client_rows must hold integer rows, a list of them for each client, got {rows!r:.60} for client "
+            f"{client!r}; give e.g. [[0, 2], [1]]"
+        )
+    return array
 
 
 def from_client_ids(examples: dict, client_ids: np.ndarray) -> FederatedData:
@@ -191,7 +221,14 @@ def from_client_ids(examples: dict, client_ids: np.ndarray) -> FederatedData:
     ids = np.asarray(client_ids)
     if ids.shape != (length,):
         raise ValueError(f"client_ids must have shape ({length},), one id an example, got {ids.shape}")
-    _, client, counts = np.unique(ids, return_inverse=True, return_counts=True)
+    if ids.dtype.kind == "f" and not np.isfinite(ids).all():
+        row = int(np.flatnonzero(~np.isfinite(ids))[0])
+        raise ValueError(f"client_ids has {ids[row]} in row {row}, which names no client; leave such examples out")
+    try:
+        _, client, counts = np.unique(ids, return_inverse=True, return_counts=True)
+    except TypeError:
+        kinds = ", ".join(sorted({type(name).__name__ for name in ids.tolist()}))
+        raise ValueError(f"client_ids must be all numbers or all strings, got {kinds}; use astype(str)") from None
     return pack(examples, np.split(np.argsort(client, kind="stable"), np.cumsum(counts)[:-1]))
 
 

@@ -13,6 +13,7 @@ from fedhyper_jax import _random, _validate
 from fedhyper_jax.base import Batch, PyTree
 from fedhyper_jax.data.dataset import Dataset
 from fedhyper_jax.data.federated import ClientView
+from fedhyper_jax.data.partition import check_seed
 
 _BLOCK = 65_536
 """Clients at a time where all of them must be looked at."""
@@ -90,13 +91,14 @@ def procedural_clients(
       population: number of clients, at most 2^31 − 2.
       max_examples: most examples of a client; larger sizes are clipped, so choose it beyond what is to happen.
       shared: arrays handed to the recipe's functions.
-      seed: of the data.
+      seed: of the data, in [0, 2^32).
 
     Returns:
       The data set. Its mean size is that of its very clients, counted block by block.
 
     Raises:
-      ValueError: numbers that are no integers ≥ 1, a population that 32-bit client ids cannot name.
+      ValueError: numbers that are no integers ≥ 1, a population that 32-bit client ids cannot name, a seed out of
+        range, shared numbers that the conversion to JAX's dtype would change.
 
     Example:
       >>> import jax
@@ -112,6 +114,9 @@ def procedural_clients(
     _validate.positive_integer(population=population, max_examples=max_examples)
     if population >= 2**31 - 1:
         raise ValueError(f"population must be below 2**31 - 1, which 32-bit client ids can name, got {population}")
+    _check_seed(seed)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shared):
+        _validate.fits(leaf, name=f"shared{jax.tree_util.keystr(path)}")
     data = ProceduralData(
         key=jax.random.key(seed),
         shared=shared,
@@ -121,6 +126,13 @@ def procedural_clients(
         recipe=recipe,
     )
     return dataclasses.replace(data, mean_size=jnp.asarray(_count(data) / population, jnp.float32))
+
+
+def _check_seed(seed: int) -> None:
+    """Raises ValueError for seeds that are no integers, or of which JAX's keys would keep a part."""
+    check_seed(seed)
+    if seed >= 2**32:
+        raise ValueError(f"seed must be below 2**32, got {seed!r}; give a whole number such as 0")
 
 
 def _count(data: ProceduralData) -> int:
@@ -194,6 +206,7 @@ def procedural_logistic(
     _validate.positive_integer(num_features=num_features, num_classes=num_classes)
     _validate.positive(median_examples=median_examples)
     _validate.non_negative(size_spread=size_spread, heterogeneity=heterogeneity)
+    _check_seed(seed)
     weights = jax.random.normal(jax.random.fold_in(jax.random.key(seed), 1), (num_features, num_classes))
     shared: dict[str, Any] = {
         "weights": weights,

@@ -13,6 +13,7 @@ from fedhyper_jax.data import Cohort, LocalWork, check_client_ids
 from fedhyper_jax.engine.checks import (
     as_optimizer,
     as_parameters,
+    check_examples,
     check_key,
     check_parts,
     check_populations,
@@ -157,6 +158,7 @@ def federated_algorithm(
         check_client_ids(cohort.client_ids, cohort.data.population)
         check_state(state, init)
         check_populations(populations, cohort.data.population)
+        check_examples(loss_fn, state, cohort.data)
         return one_round(key, state, cohort)
 
     return FederatedAlgorithm(
@@ -164,6 +166,7 @@ def federated_algorithm(
         round=round_fn,
         evaluated_params=mean_of_last_two if evaluate_at == "mean_of_last_two" else current_params,
         diagnose=functools.partial(warn_of_slow_convolutions, loss_fn, work),
+        check=functools.partial(check_examples, loss_fn),
     )
 
 

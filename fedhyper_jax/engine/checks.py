@@ -10,8 +10,8 @@ import optax
 from jaxtyping import Array
 
 from fedhyper_jax import _validate
-from fedhyper_jax.base import RATE_ROWS, FederatedAlgorithm, Params, PyTree, ServerState
-from fedhyper_jax.data import ClientData
+from fedhyper_jax.base import RATE_ROWS, FederatedAlgorithm, LossFunction, Params, PyTree, ServerState
+from fedhyper_jax.data import ClientData, FederatedData
 from fedhyper_jax.parts import LocalTerm, Parts
 
 
@@ -150,6 +150,8 @@ def as_parameters(params: Params) -> Params:
             raise ValueError(
                 f"{where} must be floating-point, got dtype {dtype}; keep what is not trained in the model"
             )
+        if not _validate.is_traced(leaf):
+            _validate.fits(leaf, name=where)
         # (NumPy has nothing to compile)
         if not _validate.is_traced(leaf) and not np.isfinite(np.asarray(leaf, dtype)).all():
             raise ValueError(f"{where} has NaN or infinite entries; start from finite parameters")
@@ -203,6 +205,13 @@ def check_rate(state: PyTree, *, name: str) -> PyTree:
             f"the state of the rule {name} must have a field 'rate', got {_told(state)}; make it a NamedTuple with one"
         )
     return state
+
+
+def check_examples(loss_fn: LossFunction, state: ServerState, data: ClientData) -> None:
+    """Raises ValueError for stored examples that the loss function's own ``check`` refuses."""
+    check = getattr(loss_fn, "check", None)
+    if check is not None and isinstance(data, FederatedData):
+        check(state.params, data.examples, data.order)
 
 
 def check_state(state: ServerState, init: Callable[[Params], ServerState]) -> None:

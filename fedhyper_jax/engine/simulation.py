@@ -100,7 +100,8 @@ def simulate(
 
     Raises:
       ValueError: numbers that are not ≥ 1, a cohort larger than the population, a schedule shorter than the run, a
-        ``first_round`` that is not the state's.
+        ``first_round`` that is not the state's, examples that the loss or the evaluation refuses (as labels that are no
+        class).
 
     Example:
       >>> import jax, numpy as np
@@ -118,14 +119,18 @@ def simulate(
     first_round = _first_round(state) if first_round is None else first_round
     total_rounds = first_round + rounds if total_rounds is None else total_rounds
     schedule = _schedule(cohort_size, participation, evaluate, eval_every)
-    _check_run(state, data, rounds, schedule, evaluation_data, first_round, total_rounds)
+    _check_run(algorithm, state, data, rounds, schedule, evaluation_data, first_round, total_rounds)
     algorithm.diagnose(state, data)
     setting = _setting(key, data, evaluation_data, schedule, total_rounds)
-    scan = _scan_rounds_in_place if donate else _scan_rounds
-    state, history = scan(algorithm, schedule, setting, state, jnp.asarray(first_round, jnp.int32), rounds=rounds)
+    state, history = _compiled(algorithm, schedule, setting, state, first_round, rounds=rounds, donate=donate)
     if jax.config.jax_debug_nans and not _validate.is_traced(history.evaluated):
         history = history.with_gaps(jnp.where)
     return state, history
+
+
+def _compiled(algorithm, schedule: Schedule, setting: Setting, state: ServerState, first_round, *, rounds, donate):
+    scan = _scan_rounds_in_place if donate else _scan_rounds
+    return scan(algorithm, schedule, setting, state, jnp.asarray(first_round, jnp.int32), rounds=rounds)
 
 
 def _schedule(
@@ -183,7 +188,14 @@ def _first_round(state: ServerState) -> int:
 
 
 def _check_run(
-    state, data, rounds, schedule: Schedule, evaluation_data: EvaluationData | None, first_round, total_rounds
+    algorithm: FederatedAlgorithm,
+    state: ServerState,
+    data: ClientData,
+    rounds: int,
+    schedule: Schedule,
+    evaluation_data: EvaluationData | None,
+    first_round,
+    total_rounds,
 ) -> None:
     """Raises ValueError for whatever `simulate` refuses."""
     _validate.positive_integer(rounds=rounds, eval_every=schedule.eval_every)
@@ -198,6 +210,17 @@ def _check_run(
     if not _validate.is_traced(total_rounds):
         rates.check_horizon(state.global_rate, int(total_rounds), name="global_rate")
         rates.check_horizon(state.local_rate, int(total_rounds), name="local_rate")
+    check_examples(algorithm, state, data, schedule.evaluate, evaluation_data)
+
+
+def check_examples(
+    algorithm: FederatedAlgorithm, state: ServerState, data: ClientData, evaluate, evaluation_data
+) -> None:
+    """Raises ValueError for examples, where they are known, that training or evaluation would get silently wrong."""
+    algorithm.check(state, data)
+    check = getattr(evaluate, "check", None)
+    if check is not None:
+        check(state.params, evaluation_data)
 
 
 class Progress(NamedTuple):
@@ -260,21 +283,25 @@ def run(
       ValueError: as `simulate`.
     """
     check_run_arguments(algorithm, key, state, data)
-    settings = {
-        "cohort_size": cohort_size,
-        "evaluate": evaluate,
-        "evaluation_data": evaluation_data,
-        "eval_every": eval_every,
-        "participation": participation,
-    }
     _validate.positive_integer(rounds=rounds, rounds_per_chunk=rounds_per_chunk)
+    first_round = _first_round(state)
+    schedule = _schedule(cohort_size, participation, evaluate, eval_every)
+    _check_run(algorithm, state, data, rounds, schedule, evaluation_data, first_round, first_round + rounds)
+    play = _eager
     if compiles:
+        algorithm.diagnose(state, data)
         state = jax.tree.map(jnp.copy, state)  # the caller's stays whole
-    advance = functools.partial(simulate, donate=True) if compiles else _simulate_eagerly
+        play = functools.partial(_compiled, donate=True)
+    setting = _setting(key, data, evaluation_data, schedule, first_round + rounds)
+
+    def advance(state, *, first_round, rounds, total_rounds):
+        del total_rounds  # (in the setting)
+        return play(algorithm, schedule, setting, state, first_round, rounds=rounds)
+
     return run_chunks(
-        lambda state, **chunk: advance(algorithm, key, state, data, **settings, **chunk),
+        advance,
         state,
-        first_round=_first_round(state),
+        first_round=first_round,
         rounds=rounds,
         rounds_per_chunk=rounds_per_chunk if compiles else 1,
         callbacks=[watch_left_out(), *callbacks, *([watch_idle_cores()] if compiles else [])],
@@ -322,25 +349,8 @@ class RoundError(RuntimeError):
     """An error inside a round that ran without jit; the message names the round, `__cause__` is the error itself."""
 
 
-def _simulate_eagerly(
-    algorithm,
-    key,
-    state,
-    data,
-    *,
-    rounds,
-    cohort_size,
-    evaluate,
-    evaluation_data,
-    eval_every,
-    participation,
-    first_round,
-    total_rounds,
-):
-    """As `simulate`, without jit."""
-    schedule = _schedule(cohort_size, participation, evaluate, eval_every)
-    _check_run(state, data, rounds, schedule, evaluation_data, first_round, total_rounds)
-    setting = _setting(key, data, evaluation_data, schedule, total_rounds)
+def _eager(algorithm, schedule: Schedule, setting: Setting, state: ServerState, first_round: int, *, rounds: int):
+    """As `_compiled`, without jit."""
     pieces = []
     for number in range(first_round, first_round + rounds):
         try:

@@ -11,8 +11,9 @@ from jaxtyping import Array
 from fedhyper_jax import _validate
 from fedhyper_jax.base import FederatedAlgorithm, Params, PyTree
 from fedhyper_jax.data import ClientData
+from fedhyper_jax.engine.checks import as_parameters
 from fedhyper_jax.engine.diagnoses import watch_idle_cores, watch_left_out
-from fedhyper_jax.engine.simulation import Callback, History, run_chunks, simulate
+from fedhyper_jax.engine.simulation import Callback, History, check_examples, run_chunks, simulate
 from fedhyper_jax.parts import rates
 
 
@@ -70,9 +71,12 @@ def sweep(
     lengths = {name: np.shape(values) for name, values in settings.items()}
     if not settings or len(set(lengths.values())) != 1 or any(len(shape) != 1 for shape in lengths.values()):
         raise ValueError(f"settings must be 1-D arrays of one common length, got shapes {lengths}")
+    for name, values in settings.items():
+        _check_setting(name, values)
     settings = {name: jnp.asarray(values) for name, values in settings.items()}
     number = next(iter(lengths.values()))[0]
     _check_seeds(keys, params)
+    params = as_parameters(params)
     rounds_per_chunk = rounds if rounds_per_chunk is None else rounds_per_chunk
     _validate.positive_integer(rounds=rounds, rounds_per_chunk=rounds_per_chunk, settings=number)
     for index in range(number):
@@ -80,6 +84,7 @@ def sweep(
         state = algorithm.init(jax.tree.map(lambda p: p[0], params))
         rates.check_horizon(state.global_rate, rounds, name="global_rate")
         rates.check_horizon(state.local_rate, rounds, name="local_rate")
+    check_examples(algorithm, state, data, simulation.get("evaluate"), simulation.get("evaluation_data"))
     if states is None:
         states = _start(make_algorithm, settings, params)
     first_round = int(states.round.reshape(-1)[0])
@@ -166,6 +171,17 @@ def _advance(
         return jax.vmap(one_seed)(keys, states)
 
     return jax.vmap(one_setting)(settings, states)
+
+
+def _check_setting(name: str, values) -> None:
+    """Raises ValueError for numbers of a setting that the conversion to JAX's dtype would change."""
+    if isinstance(values, jax.Array):
+        return
+    where = f"settings[{name!r}]"
+    _validate.fits(values, name=where)
+    if np.asarray(values).dtype.kind == "f":
+        for value in np.asarray(values)[np.isfinite(values)]:
+            _validate.finite(**{where: value})  # (float32 has no rates as small as 1e-50 either)
 
 
 def _check_seeds(keys: Array, params: Params) -> None:

@@ -80,7 +80,7 @@ def build_experiment(config: Config) -> Experiment:
         return Experiment(
             task=task,
             evaluate=make_evaluation(
-                task.metrics_fn, lower_is_better=("loss",) if measure.higher_is_better else ("loss", measure.name)
+                task.metrics_fn, lower_is_better=() if measure.higher_is_better else (measure.name,)
             ),
             evaluation_data=EvaluationData(test=task.test, clients=clients.evaluated),
             participation=participation,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fedhyper_jax import _validate, models
 from fedhyper_jax.base import LossFunction, Model
-from fedhyper_jax.data import ClientData, Dataset
+from fedhyper_jax.data import ClientData, Dataset, check_examples
 from fedhyper_jax.shell.config import ModelConfig
 from fedhyper_jax.tasks import (
     Measure,
@@ -84,8 +84,8 @@ def build_task(config: ModelConfig, dataset: Dataset, data: ClientData, target: 
       The `Task`.
 
     Raises:
-      ValueError: unknown names, settings that the model refuses, a model that does not fit the data, an impossible
-        target.
+      ValueError: unknown names, settings that the model refuses, a model that does not fit the data, examples that
+        `check_examples` or the loss refuses, an impossible target.
 
     Example:
       >>> from fedhyper_jax.data import from_client_ids, load
@@ -97,14 +97,19 @@ def build_task(config: ModelConfig, dataset: Dataset, data: ClientData, target: 
     kind = TASKS[dataset.task]
     model = make_model(config, kind.num_outputs(dataset))
     inputs = jnp.asarray(dataset.train["x"][:1])
-    outputs = jax.eval_shape(lambda x: model.apply(model.init(jax.random.key(0), x), x), inputs).shape
+    params = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    outputs = jax.eval_shape(model.apply, params, inputs).shape
     wanted = (1, *kind.output_shape(dataset))
     if outputs != wanted:
         raise ValueError(
             f"model {config.name!r} makes outputs of shape {outputs} of an example of {dataset.name!r}, not {wanted}; "
             f"{kind.remedy}"
         )
-    measure = kind.measure(dataset)
+    loss_fn, measure = kind.loss(model), kind.measure(dataset)
+    for split, examples in (("train", dataset.train), ("test", dataset.test)):
+        check_examples(examples)
+        if hasattr(loss_fn, "check"):
+            loss_fn.check(params, examples, name=f"{dataset.name}.{split}")
     return Task(
         name=dataset.task,
         data=data,
@@ -112,7 +117,7 @@ def build_task(config: ModelConfig, dataset: Dataset, data: ClientData, target: 
         inputs=inputs,
         model=model,
         num_outputs=int(kind.num_outputs(dataset)),
-        loss_fn=kind.loss(model),
+        loss_fn=loss_fn,
         metrics_fn=kind.metrics(model),
         measure=measure if target is None else measure.with_target(target),
     )

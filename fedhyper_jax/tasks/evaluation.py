@@ -1,7 +1,8 @@
 """Evaluation: jitted, masked, exact whatever the batch size; on the server's test set and client by client."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 import jax
@@ -47,20 +48,28 @@ Evaluation = Callable[[Params, EvaluationData], dict[str, Float[Array, ""]]]
 
 
 def make_evaluation(
-    metrics_fn: MetricsFunction, *, batch_size: int = 500, lower_is_better: Collection[str] = ("loss",)
+    metrics_fn: MetricsFunction, *, batch_size: int = 500, lower_is_better: Collection[str] | None = None
 ) -> Evaluation:
     """Makes the evaluation of parameters on `EvaluationData`.
 
     Args:
       metrics_fn: ``(params, batch) -> named values per example``, e.g. `metrics.classification(model)`.
       batch_size: examples at a time; the last batch is masked, so the result does not depend on it.
-      lower_is_better: names of the metrics of which the highest are the worst, such as errors.
+      lower_is_better: names of the metrics of which the highest are the worst, such as errors; of the others the
+        lowest are. Known without it are loss, cross_entropy, perplexity, error, squared_error, absolute_error, mse,
+        rmse and mae, and in the other direction accuracy, precision, recall, f1 and auc.
 
     Returns:
       ``evaluate(params, data)``. For each metric of ``metrics_fn``, e.g. "accuracy", and as far as the data has them:
       "test_accuracy", the mean over the test set; over clients with examples, each client's own mean counting once,
       "client_accuracy_mean", "client_accuracy_std" (population standard deviation) and "client_accuracy_worst_decile",
       the mean of the lowest tenth of the clients (rounded up; the highest tenth where lower is better).
+      Examples whose weight is 0 (see `metrics.MetricsFunction`) count nowhere, nor do clients that have no others.
+
+    Raises:
+      ValueError: when called, and by runs before they compile: data of a wrong form, test examples that JAX's dtypes
+        would change, examples that the metrics refuse (labels that are no class). While tracing: metrics of a wrong
+        form and, on clients, of no known direction.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np
@@ -74,25 +83,40 @@ def make_evaluation(
        'client_accuracy_worst_decile': 0.0}
     """
     _validate.positive_integer(batch_size=batch_size)
-    lower = frozenset(lower_is_better)
+    lower = None if lower_is_better is None else frozenset(lower_is_better)
 
     def evaluate(params: Params, data: EvaluationData) -> dict[str, Float[Array, ""]]:
-        _check_data(data)
+        check(params, data)
         values = {}
         if data.test is not None:
             length = len(next(iter(data.test.values())))
-            for name, per_example in _per_example(params, data.test, jnp.arange(length)).items():
-                values[f"test_{name}"] = Mean.of(per_example, jnp.ones(length, bool)).value
+            for name, (totals, weights) in _per_example(params, data.test, jnp.arange(length)).items():
+                alike = weights is None
+                mean = Mean.of(totals, jnp.ones(length, bool)) if alike else Mean(totals.sum(), weights.sum())
+                values[f"test_{name}"] = mean.value
         if data.clients is not None:
             sizes = data.clients.client_sizes
             owner = jnp.searchsorted(data.clients.offsets, jnp.arange(len(data.clients.order)), side="right") - 1
-            for name, per_example in _per_example(params, data.clients.examples, data.clients.order).items():
-                totals = jax.ops.segment_sum(per_example, owner, num_segments=len(sizes), indices_are_sorted=True)
-                summary = client_summary(totals / jnp.maximum(sizes, 1), sizes > 0, highest_is_worst=name in lower)
+            sums = functools.partial(
+                jax.ops.segment_sum, segment_ids=owner, num_segments=len(sizes), indices_are_sorted=True
+            )
+            for name, (totals, weights) in _per_example(params, data.clients.examples, data.clients.order).items():
+                counted = sizes if weights is None else sums(weights)
+                means = sums(totals) / jnp.where(counted > 0, counted, 1)
+                summary = client_summary(means, counted > 0, highest_is_worst=_highest_is_worst(name, lower))
                 values.update({f"client_{name}_{statistic}": value for statistic, value in summary.items()})
         return values
 
-    def _per_example(params, examples: Batch, rows) -> dict[str, Float[Array, " rows"]]:
+    def check(params: Params, data: EvaluationData) -> None:
+        _check_data(data)
+        check_examples = getattr(metrics_fn, "check", None)
+        if check_examples is not None and data.test is not None:
+            check_examples(params, data.test, name="test")
+        if check_examples is not None and data.clients is not None:
+            check_examples(params, data.clients.examples, data.clients.order)
+
+    def _per_example(params, examples: Batch, rows) -> dict[str, Mean]:
+        """By name, a `Mean` an example; its weights are None where all examples count alike."""
         examples = jax.tree.map(jnp.asarray, examples)
         size = min(batch_size, len(rows))
         padded = jnp.concatenate([rows, jnp.repeat(rows[-1:], -len(rows) % size)]).reshape(-1, size)
@@ -104,25 +128,63 @@ def make_evaluation(
                     "metrics_fn must return a dict of named values, one per example, such as {'accuracy': …}, got "
                     + (f"an array of shape {values.shape}" if hasattr(values, "shape") else f"{values!r}")
                 )
+            values = {name: v if isinstance(v, Mean) else Mean(v, None) for name, v in values.items()}
             for name, value in values.items():
-                check_per_example(value, size, name=f"the metric {name!r}")
+                for leaf in jax.tree.leaves(value):
+                    check_per_example(leaf, size, name=f"the metric {name!r}")
             # Sums of many examples want float32 at least, and metrics may be truth values.
             return None, jax.tree.map(lambda v: v.astype(jnp.promote_types(v.dtype, jnp.float32)), values)
 
         _, stacked = lax.scan(one_batch, None, padded)
-        return {name: values.reshape(-1)[: len(rows)] for name, values in stacked.items()}
+        unknown = (lower or frozenset()) - set(stacked)
+        if unknown:
+            raise ValueError(f"lower_is_better names {sorted(unknown)}, but the metrics are {sorted(stacked)}")
+        return jax.tree.map(lambda values: values.reshape(-1)[: len(rows)], stacked)
 
+    evaluate.check = check
     return evaluate
 
 
+_LOWER_IS_BETTER = frozenset("loss cross_entropy perplexity error squared_error absolute_error mse rmse mae".split())
+_HIGHER_IS_BETTER = frozenset("accuracy precision recall f1 auc".split())
+
+
+def _highest_is_worst(name: str, lower_is_better: Collection[str] | None) -> bool:
+    """Whether the clients with the highest values of a metric are the worst.
+
+    Raises:
+      ValueError: a name that says nothing, where nothing else is said.
+    """
+    if name in _LOWER_IS_BETTER or name in (lower_is_better or ()):
+        return True
+    if lower_is_better is None and name not in _HIGHER_IS_BETTER:
+        raise ValueError(
+            f"which clients are the worst by the metric {name!r} is not known; give make_evaluation(…, "
+            f"lower_is_better=[{name!r}]), or lower_is_better=[] if higher is better"
+        )
+    return False
+
+
 def _check_data(data: EvaluationData) -> None:
-    """Raises ValueError for anything but `EvaluationData` with something in it."""
+    """Raises ValueError for anything but `EvaluationData` with something in it that keeps its numbers in JAX."""
     if not isinstance(data, EvaluationData) or (data.test is None and data.clients is None):
         raise ValueError(f"evaluation data must be EvaluationData(test=..., clients=...), got {type(data).__name__}")
+    if data.clients is not None and not hasattr(data.clients, "order"):
+        raise ValueError(
+            f"clients of EvaluationData must be as data.pack or data.hold_out makes them, got "
+            f"{type(data.clients).__name__}; clients that are made on demand are tested on examples_of_strangers"
+        )
     if data.test is not None:
+        if not isinstance(data.test, Mapping):
+            raise ValueError(
+                f"test of EvaluationData must be a dict of arrays, got {type(data.test).__name__}; "
+                "give e.g. {'x': inputs, 'y': targets}"
+            )
         lengths = {name: np.shape(array)[:1] for name, array in data.test.items()}
         if len(set(lengths.values())) != 1 or next(iter(lengths.values())) in ((), (0,)):
             raise ValueError(f"test examples must be arrays of one common length ≥ 1, got lengths {lengths}")
+        for name, array in data.test.items():
+            _validate.fits(array, name=f"test[{name!r}]")
 
 
 def client_summary(

@@ -5,12 +5,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
+from fedhyper_jax import _validate
 from fedhyper_jax.base import Batch, LossFunction, Model, Params
 
 
-def cross_entropy(model: Model) -> LossFunction:
+def cross_entropy(model: Model, *, ignore: int | None = None) -> LossFunction:
     r"""Softmax cross-entropy of a classifier on integer labels.
 
     .. math:: \ell(w; x, y) = -\log \mathrm{softmax}(f(w, x))_y
@@ -18,10 +20,15 @@ def cross_entropy(model: Model) -> LossFunction:
     Args:
       model: its ``apply`` returns logits, shape (batch, classes); or of sequences (batch, positions..., classes), and
         then the loss of one is the mean over its positions.
+      ignore: a label that stands for none, such as −1 or −100; then the mean is over the other positions. An example
+        without any has the loss 0, and still counts as an example in the mean over a batch and in its client's weight.
 
     Returns:
       ``loss_fn(params, {"x": inputs, "y": integer labels}) -> (batch,)``, labels of the shape of the logits without
-      classes.
+      classes. Runs refuse labels that are no class before they compile; called by itself, it is NaN for them.
+
+    Raises:
+      ValueError: when called, labels that are no integers or of another shape, one-hot ones among them.
 
     Example:
       >>> import jax.numpy as jnp
@@ -30,11 +37,14 @@ def cross_entropy(model: Model) -> LossFunction:
       >>> [round(loss, 4) for loss in cross_entropy(model)(jnp.zeros((3, 10)), batch).tolist()]  # log 10
       [2.3026, 2.3026]
     """
+    check = label_check(model, ignore)
 
     def example_loss(logits, labels):
-        return mean_over_positions(softmax_cross_entropy(logits, labels))
+        return mean_over_positions(softmax_cross_entropy(logits, labels), labels_that_count(labels, ignore))
 
-    return with_model(model, example_loss)
+    loss_fn = with_model(model, example_loss)
+    loss_fn.check = check
+    return loss_fn
 
 
 def softmax_cross_entropy(
@@ -45,6 +55,8 @@ def softmax_cross_entropy(
     optax's takes the label's logit by a gather, whose gradient is a scatter: slow, and long to compile. A sum over the
     classes of which all but one are left out is the same number.
     """
+    _check_form(labels, logits.shape)
+    labels = _signed(labels)
     chosen = jnp.arange(logits.shape[-1]) == jnp.expand_dims(labels, -1)
     shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     label_logits = jnp.sum(jnp.where(chosen, shifted, 0.0), axis=-1)
@@ -52,9 +64,99 @@ def softmax_cross_entropy(
     return jnp.where((labels >= 0) & (labels < logits.shape[-1]), losses, jnp.nan)
 
 
-def mean_over_positions(values: Float[Array, "batch *positions"]) -> Float[Array, " batch"]:
-    """One value per example: the mean over the positions of a sequence; the values themselves where there are none."""
-    return values if values.ndim == 1 else jnp.mean(values, axis=tuple(range(1, values.ndim)))
+def mean_over_positions(
+    values: Float[Array, "batch *positions"], counts: Bool[Array, "batch *positions"] | None = None
+) -> Float[Array, " batch"]:
+    """One value per example: the mean over the positions of a sequence; the values themselves where there are none.
+
+    Where ``counts`` is given, over those positions where it holds; 0 of none.
+    """
+    positions = tuple(range(1, values.ndim))
+    if counts is None:
+        return jnp.mean(values, axis=positions) if positions else values
+    number = jnp.sum(counts, axis=positions, dtype=jnp.int32)
+    return jnp.sum(jnp.where(counts, values, 0.0), axis=positions) / jnp.maximum(number, 1).astype(values.dtype)
+
+
+def labels_that_count(labels: Int[Array, "*shape"], ignore: int | None) -> Bool[Array, "*shape"] | None:
+    """Where labels are not ``ignore``; None where that is None, and all count."""
+    return None if ignore is None else _signed(labels) != ignore
+
+
+def _signed(labels: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
+    """As integers that can be compared with any class and with −1."""
+    return labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
+
+
+def label_check(model: Model, ignore: int | None) -> Callable[..., None]:
+    """The ``check`` (see `LossFunction`) of functions of a classifier: every label is a class, or ``ignore``.
+
+    The number of classes is that of the model's outputs, found without running it.
+
+    Raises:
+      ValueError: an ``ignore`` that is no integer.
+    """
+    integer = isinstance(ignore, int | np.integer) and not isinstance(ignore, bool)
+    if ignore is not None and not (integer and -(2**31) <= ignore < 2**31):
+        raise ValueError(f"ignore must be an integer label, got {ignore!r}; give e.g. -1")
+
+    def check(params: Params, examples: Batch, rows=None, name: str = "examples") -> None:
+        labels, inputs = examples["y"], examples["x"]
+        if _validate.is_traced(labels, rows):
+            return
+        logits = jax.eval_shape(
+            model.apply, jax.tree.map(_shape_of, params), jax.tree.map(lambda x: _shape_of(x, 1), inputs)
+        )
+        _check_form(labels, (len(labels), *logits.shape[1:]), name=f"{name}['y']")
+        _check_classes(np.asarray(labels), logits.shape[-1], ignore, rows, f"{name}['y']")
+
+    return check
+
+
+def _shape_of(array, length: int | None = None) -> jax.ShapeDtypeStruct:
+    """Shape and type as JAX has them; with another length, where one is given."""
+    shape = np.shape(array) if length is None else (length, *np.shape(array)[1:])
+    return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(jnp.result_type(array)))
+
+
+def _check_form(labels, logits_shape: tuple[int, ...], name: str = "labels") -> None:
+    """Raises ValueError unless labels are integers, one where the logits have a row of classes."""
+    shape, dtype, wanted = np.shape(labels), jnp.result_type(labels), logits_shape[:-1]
+    if shape == wanted and (dtype.kind in "iub"):
+        return
+    if shape == wanted:
+        remedy = "use astype(int) for whole numbers"
+    elif shape == logits_shape:
+        remedy = "use argmax(axis=-1) for one-hot rows"
+    elif shape == (*wanted, 1):
+        remedy = "use [..., 0] for a column"
+    else:
+        remedy = f"the model's outputs have shape {logits_shape}"
+    raise ValueError(f"{name} must be integer classes of shape {wanted}, got shape {shape} of {dtype}; {remedy}")
+
+
+def _check_classes(labels: np.ndarray, classes: int, ignore: int | None, rows, name: str) -> None:
+    """Raises ValueError for a label outside of 0 … classes − 1, in any row or in those that are given."""
+    if labels.size == 0 or (labels.min() >= 0 and labels.max() < classes):
+        return
+    wrong = (labels < 0) | (labels >= classes)
+    if ignore is not None:
+        wrong &= labels != ignore
+    if rows is not None:
+        strangers = np.ones(len(labels), bool)
+        strangers[np.asarray(rows)] = False
+        wrong[strangers] = False
+    if not wrong.any():
+        return
+    row, *position = np.argwhere(wrong)[0].tolist()
+    label = labels[(row, *position)].item()
+    remedy = "give the model as many outputs as there are classes, or leave such examples out"
+    if label < 0:
+        remedy = f"ignore={label} in the loss and its metrics leaves such labels out"
+    elif labels.min() == 1 and labels.max() == classes:
+        remedy = "labels that begin with 1 want 1 subtracted"
+    where = f"row {row}" + (f", position {position[0] if len(position) == 1 else position}" if position else "")
+    raise ValueError(f"{name} has label {label} in {where}, but the classes are 0 to {classes - 1}; {remedy}")
 
 
 def squared_error(model: Model) -> LossFunction:

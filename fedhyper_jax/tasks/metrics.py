@@ -7,10 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fedhyper_jax.base import Batch, Model, Params
-from fedhyper_jax.tasks.losses import mean_over_positions, softmax_cross_entropy, squared_distance
-
-MetricsFunction = Callable[[Params, Batch], dict[str, Float[Array, " batch"]]]
-"""``metrics_fn(params, batch)``: named values, one per example."""
+from fedhyper_jax.tasks.losses import (
+    label_check,
+    labels_that_count,
+    mean_over_positions,
+    softmax_cross_entropy,
+    squared_distance,
+)
 
 
 class Mean(NamedTuple):
@@ -39,8 +42,20 @@ class Mean(NamedTuple):
         return self.total / self.weight
 
 
-def classification(model: Model) -> MetricsFunction:
+MetricsFunction = Callable[[Params, Batch], dict[str, Float[Array, " batch"] | Mean]]
+"""``metrics_fn(params, batch)``: named values, one per example.
+
+Where examples do not count alike, a metric is a `Mean` of two such arrays: weights, and values times weights. A weight
+of 0 leaves the example out.
+"""
+
+
+def classification(model: Model, *, ignore: int | None = None) -> MetricsFunction:
     """Accuracy (0 or 1) and cross-entropy of each example; of a sequence, the means over its positions.
+
+    Args:
+      model: a classifier, as for `losses.cross_entropy`.
+      ignore: a label that stands for none: such positions do not count, nor do examples that have no other.
 
     Example:
       >>> import jax.numpy as jnp
@@ -49,16 +64,24 @@ def classification(model: Model) -> MetricsFunction:
       >>> classification(model)(None, batch)["accuracy"].tolist()
       [1.0, 0.0]
     """
+    check = label_check(model, ignore)
 
     def metrics_fn(params, batch):
-        logits = model.apply(params, batch["x"])
+        logits, labels = model.apply(params, batch["x"]), batch["y"]
+        cross_entropy = softmax_cross_entropy(logits, labels)
         # Diverged parameters give NaN logits, whose argmax is 0: a right answer for a tenth of the examples. Not here.
-        right = (jnp.argmax(logits, axis=-1) == batch["y"]) & jnp.all(jnp.isfinite(logits), axis=-1)
-        return {
-            "accuracy": mean_over_positions(right.astype(jnp.float32)),
-            "loss": mean_over_positions(softmax_cross_entropy(logits, batch["y"])),
+        right = (jnp.argmax(logits, axis=-1) == labels) & jnp.all(jnp.isfinite(logits), axis=-1)
+        counts = labels_that_count(labels, ignore)
+        values = {
+            "accuracy": mean_over_positions(right.astype(jnp.float32), counts),
+            "loss": mean_over_positions(cross_entropy, counts),
         }
+        if counts is None:
+            return values
+        weight = jnp.any(counts, axis=tuple(range(1, counts.ndim)))
+        return {name: Mean(value, weight.astype(value.dtype)) for name, value in values.items()}
 
+    metrics_fn.check = check
     return metrics_fn
 
 

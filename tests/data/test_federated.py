@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedhyper_jax.data import check_examples, dirichlet, from_client_ids, pack, quantity_skew
+from fedhyper_jax.data import check_examples, dirichlet, from_client_ids, iid, pack, quantity_skew
 
 
 def rows_of(data, client):
@@ -93,6 +93,17 @@ def test_bad_examples_are_refused(examples, message):
         ([np.array([-1])], r"must lie in \[0, 3\)"),
         ([np.array([0, 1]), np.array([1])], "owned twice"),
         ([np.array([0.0, 1.0])], "must hold integer rows"),
+        ([0, 1], "must hold integer rows, a list of them for each client, got 0 for client 0; give e.g."),
+        ({"eve": 0}, "got 0 for client 'eve'"),
+        ({"eve": [0], "bob": []}, "client 'bob' has no examples"),
+        ([np.array([[0], [1]])], "must hold integer rows"),
+        ([np.array([True, False, True]), np.array([2])], r"got array\(\[ True, False,  True\]\) for client 0"),
+        ([[[0], [1, 2]]], "must hold integer rows"),
+        ([{0, "a"}], "must hold integer rows"),
+        ({0, 1}, "client_rows must be a list or dict of the rows of each client, got set"),
+        (3, "got int; give e.g."),
+        ("ab", "got str"),
+        (iid(3, 2, seed=0), "got Partition; .* the client_rows of a Partition"),
     ],
 )
 def test_bad_client_rows_are_refused(rows, message):
@@ -100,7 +111,71 @@ def test_bad_client_rows_are_refused(rows, message):
         pack(GOOD, rows)
 
 
-@pytest.mark.parametrize("ids", [np.array([0, 1]), np.array([[0], [1], [2]])])
-def test_bad_client_ids_are_refused(ids):
-    with pytest.raises(ValueError, match=r"client_ids must have shape \(3,\)"):
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ({"eve": [2], "bob": (0, 1)}, [[2], [0, 1]]),  # in the order of the dict
+        ({1: [2], 0: [0, 1]}, [[0, 1], [2]]),  # numbered already
+        ({7: [2], 3: [0, 1]}, [[2], [0, 1]]),
+        ([{2, 0}, frozenset({1})], [[0, 2], [1]]),
+        ((own for own in ([2], range(2))), [[2], [0, 1]]),
+        ([np.array([2], np.uint64), np.array([1, 0])], [[2], [1, 0]]),
+    ],
+)
+def test_containers_of_client_rows(rows, expected):
+    data = pack(GOOD, rows)
+    assert [rows_of(data, client).tolist() for client in range(data.population)] == expected
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.array([0, 1]), r"client_ids must have shape \(3,\)"),
+        (np.array([[0], [1], [2]]), r"client_ids must have shape \(3,\)"),
+        ({"eve": [0], "bob": [1, 2]}, r"client_ids must have shape \(3,\)"),
+        ([0.0, np.nan, np.nan], "client_ids has nan in row 1"),
+        (np.array(["eve", None, 3], object), "must be all numbers or all strings, got NoneType, int, str"),
+    ],
+)
+def test_bad_client_ids_are_refused(ids, message):
+    with pytest.raises(ValueError, match=message):
         from_client_ids(GOOD, ids)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.array([2**32 + 7]), r"examples\['x'\] has 4294967303 in row 0, which int32 cannot hold"),
+        (np.array([[0, 1], [5, -(2**31) - 1]]), r"has -2147483649 in row 1, which int32"),
+        (np.array([3, 2**32], np.uint64), "has 4294967296 in row 1, which uint32"),
+        (np.array([0.5, -1e300]), r"has -1e\+300 in row 1, which float32 cannot hold; scale it"),
+        (np.array([0.5, 2.0**24 + 1]), r"has 16777217.0 in row 1, a whole number that float32 rounds; .*np.float32"),
+        (np.array([[1.0, -123456789.0]]), "has -123456789.0 in row 0"),
+        (np.array([0.5], np.longdouble), "must be of at most 64 bits, got dtype"),
+    ],
+)
+def test_numbers_that_a_conversion_would_change_are_refused(array, message):
+    rows = [np.arange(len(array))]
+    for refused in (pack, from_client_ids):
+        with pytest.raises(ValueError, match=message):
+            refused({"x": array}, rows if refused is pack else np.zeros(len(array)))
+    if array.dtype != np.longdouble:
+        with jax.enable_x64(True):
+            assert np.array_equal(pack({"x": array}, rows).examples["x"], array)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([-(2**31), 2**31 - 1]),
+        np.array([2**32 - 1], np.uint64),
+        np.array([0.1, 1e-300, 3.4e38]),
+        np.array([2.0**24, 2.0**40]),  # whole, and representable
+        np.array([2.0**24 + 1, 123456789.25]),  # measurements, of which one happens to be whole
+        np.array([1e17, 0.5]),  # beyond 2^53 every float64 is whole
+        np.array([2.0**24 + 1], np.float64).astype(np.float32),
+    ],
+)
+def test_ordinary_rounding_is_none_of_them(array):
+    given = np.asarray(pack({"x": array}, [np.arange(len(array))]).examples["x"], array.dtype)
+    np.testing.assert_allclose(given, array, rtol=1e-7, atol=1e-38)

@@ -117,3 +117,8 @@ def test_what_is_refused():
         procedural_logistic(10, median_examples=0.0)
     with pytest.raises(ValueError, match="size_spread must be"):
         procedural_logistic(10, size_spread=-1.0)
+    for seed in (2**32 + 7, -1, 0.5):  # JAX would make the key of 7 of the first
+        with pytest.raises(ValueError, match="seed must be"):
+            procedural_logistic(10, seed=seed)
+    with pytest.raises(ValueError, match=r"shared\['n'\] has 4294967303 in row 0, which int32 cannot hold"):
+        procedural_clients(procedural_logistic(2).recipe, 2, max_examples=1, shared={"n": np.array([2**32 + 7])})

@@ -1,5 +1,7 @@
 """Where things could go wrong quietly: numbers at the edge of the dtype, wrong shapes, foreign states, odd callers."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from fedhyper_jax import EvaluationData, fedavg, fedhyper, make_evaluation, metrics, run, simulate, sweep
+from fedhyper_jax import EvaluationData, fedavg, fedhyper, losses, make_evaluation, metrics, run, simulate, sweep
 from fedhyper_jax.base import Model
 from fedhyper_jax.data import Cohort, client_batches, local_epochs, local_steps, make_cohort, pack
 from fedhyper_jax.hypergradient import adapt, adaptive_rate
@@ -311,6 +313,8 @@ def test_optimizers_that_are_none_are_refused(name, optimizer):
     [
         ({"w": jnp.arange(3)}, r"params\['w'\] must be floating-point, got dtype int32"),
         ({"w": jnp.array([1.0, jnp.nan])}, r"params\['w'\] has NaN or infinite entries"),
+        ({"w": np.array([1.0, 1e300])}, r"params\['w'\] has 1e\+300 in row 1, which float32 cannot hold"),
+        (-1e300, r"params has -1e\+300, which float32 cannot hold"),
         ({}, "params has no arrays"),
     ],
 )
@@ -337,6 +341,7 @@ def test_states_of_other_algorithms_are_refused(key, federation):
         ([2, 2, 3], "names a client twice"),
         ([-1, 2], r"must lie in \[0, 20\)"),
         ([0, 99], r"must lie in \[0, 20\)"),
+        ([0, 2**32 + 1], r"must lie in \[0, 20\)"),
         ([0.5, 1.0], "1-D array of integers"),
         ([[0, 1]], "1-D array of integers"),
         ([], "1-D array of integers"),
@@ -349,6 +354,51 @@ def test_impossible_cohorts_are_refused(key, federation, ids, message):
     algorithm = fedavg(logistic_loss, work=WORK, local_rate=0.1)
     with pytest.raises(ValueError, match=message):
         algorithm.round(key, algorithm.init(logistic_params()), Cohort(data=federation, client_ids=np.array(ids)))
+
+
+CLASSIFIER = Model(init=None, apply=lambda params, x: x @ params["weights"] + params["bias"])
+DOORS = ("simulate", "run", "eagerly", "vmap", "sweep", "round")
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_labels_that_are_no_class_are_refused_before_training(key, federation, door):
+    """By whatever door they come: those that a client owns, of three classes."""
+    examples = {**federation.examples, "y": federation.examples["y"].at[3].set(3)}
+    data, params = dataclasses.replace(federation, examples=examples), logistic_params()
+
+    def make(local_rate):
+        return fedavg(losses.cross_entropy(CLASSIFIER), work=WORK, local_rate=local_rate)
+
+    algorithm, length = make(0.1), {"rounds": 1, "cohort_size": 2}
+    state = algorithm.init(params)
+    stacked = jax.tree.map(lambda p: p[None], params)
+    calls = {
+        "simulate": lambda: simulate(algorithm, key, state, data, **length),
+        "run": lambda: run(algorithm, key, state, data, **length),
+        "eagerly": lambda: run(algorithm, key, state, data, compiles=False, **length),
+        "vmap": lambda: jax.vmap(lambda k: simulate(algorithm, k, algorithm.init(params), data, **length))(key[None]),
+        "sweep": lambda: sweep(make, {"local_rate": jnp.array([0.1])}, key[None], stacked, data, **length),
+        "round": lambda: algorithm.round(key, state, make_cohort(data, [0])),
+    }
+    with pytest.raises(ValueError, match=r"examples\['y'\] has label 3 in row 3, but the classes are 0 to 2"):
+        calls[door]()
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_evaluated_labels_that_are_no_class_are_refused_before_training(key, federation, compiles):
+    """Of test sets and of clients; what the clients train on is sound."""
+    algorithm = fedavg(losses.cross_entropy(CLASSIFIER), work=WORK, local_rate=0.1)
+    broken = {**federation.examples, "y": federation.examples["y"].at[5].set(-1)}
+    evaluate, state = make_evaluation(metrics.classification(CLASSIFIER)), algorithm.init(logistic_params())
+    for data, name in (
+        (EvaluationData(test=broken), "test"),
+        (EvaluationData(clients=dataclasses.replace(federation, examples=broken)), "examples"),
+    ):
+        with pytest.raises(ValueError, match=rf"{name}\['y'\] has label -1 in row 5"):
+            run(
+                *(algorithm, key, state, federation),
+                **{"rounds": 1, "cohort_size": 2, "evaluate": evaluate, "evaluation_data": data, "compiles": compiles},
+            )
 
 
 @pytest.mark.parametrize(

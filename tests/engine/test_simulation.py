@@ -207,9 +207,15 @@ def test_sweeps_check_their_settings(key, federation):
         ({"local_rate": jnp.array([0.1, -0.1])}, "local_rate must be finite and > 0, got -0.1"),
         ({"local_rate": jnp.ones(2), "hyper_rate": jnp.ones(3)}, "one common length"),
         ({}, "one common length"),
+        ({"local_rate": np.array([0.1, 1e300])}, r"settings\['local_rate'\] has 1e\+300 in row 1, which float32"),
+        ({"local_rate": [0.1, 0.2], "hyper_rate": [1.0, 1e-50]}, r"settings\['hyper_rate'\] must lie in the range of"),
+        ({"local_rate": [0.1], "seed": np.array([2**32])}, r"settings\['seed'\] has 4294967296 in row 0, which int32"),
     ]:
         with pytest.raises(ValueError, match=message):
             sweep(make, settings, key[None], params, federation, rounds=1, cohort_size=1)
+    broken = jax.tree.map(lambda p: jnp.stack([p, jnp.full_like(p, jnp.nan)]), logistic_params())
+    with pytest.raises(ValueError, match=r"params\['bias'\] has NaN or infinite entries"):  # of the second seed
+        sweep(make, {"local_rate": [0.1]}, jax.random.split(key), broken, federation, rounds=1, cohort_size=1)
 
 
 # ------------------------------------------------------------------------------------------------ evaluation

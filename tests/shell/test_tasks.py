@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fedhyper_jax.data import examples_of_strangers, procedural_logistic
+from fedhyper_jax.data import LOADERS, examples_of_strangers, load, procedural_logistic
 from fedhyper_jax.shell.cli import main
 from fedhyper_jax.shell.config import DataConfig, ModelConfig, RunConfig, RunSettings
 from fedhyper_jax.shell.datasets import build_clients, build_partition
@@ -136,6 +136,20 @@ def test_what_does_not_go_together_is_one_line(arguments, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     options, message = arguments
     assert main(["run", *options, "--cohort-size", "2", "--processes", "1"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("split", "label", "message"),
+    [("train", 10, "digits.train['y'] has label 10 in row 7"), ("test", -1, "digits.test['y'] has label -1 in row 7")],
+)
+def test_a_data_set_with_labels_that_are_no_class_is_one_line(split, label, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    digits = load("digits")
+    getattr(digits, split)["y"][7] = label
+    monkeypatch.setitem(LOADERS, "digits", lambda: digits)
+    assert main(["run", "--cohort-size", "2", "--processes", "1"]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not any(tmp_path.iterdir())
 

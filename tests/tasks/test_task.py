@@ -90,10 +90,53 @@ def test_shapes_that_would_be_broadcast_are_refused():
 
 
 def test_the_worst_clients_of_an_error_are_those_with_the_highest():
-    clients = pack({"x": np.arange(20.0)}, list(np.arange(20)[:, None]))
+    """Of 1 … 20 in ones and twos, 19.5; a name that says nothing of its direction is not guessed at."""
+    data = EvaluationData(clients=pack({"x": np.arange(1.0, 21.0)}, list(np.arange(20)[:, None])))
 
-    def worst(**settings):
-        evaluate = make_evaluation(lambda params, batch: {"error": batch["x"]}, **settings)
-        return evaluate(None, EvaluationData(clients=clients))["client_error_worst_decile"]
+    def worst(name, **settings):
+        evaluate = make_evaluation(lambda params, batch: {name: batch["x"], "loss": batch["x"]}, **settings)
+        values = evaluate(None, data)
+        assert values["client_loss_worst_decile"] == 19.5  # whatever is said of others
+        return values[f"client_{name}_worst_decile"]
 
-    assert worst(lower_is_better=("error",)) == 18.5 and worst() == 0.5
+    assert worst("mae") == worst("regret", lower_is_better=["regret"]) == 19.5
+    assert worst("accuracy") == worst("bleu", lower_is_better=[]) == worst("bleu", lower_is_better=["loss"]) == 1.5
+    with pytest.raises(ValueError, match=r"the metric 'bleu' is not known; give .*lower_is_better=\['bleu'\]"):
+        worst("bleu")
+    with pytest.raises(ValueError, match=r"lower_is_better names \['mea'\], but the metrics are \['loss', 'mae'\]"):
+        worst("mae", lower_is_better=["mea"])
+    test_only = EvaluationData(test={"x": np.arange(1.0, 21.0)})  # has no worst clients
+    assert make_evaluation(lambda params, batch: {"bleu": batch["x"]})(None, test_only) == {"test_bleu": 10.5}
+
+
+def test_examples_without_a_label_count_in_no_metric():
+    """By hand: positions that are ignored, an example of which all are, and a client that has only this one."""
+    model = Model(init=None, apply=lambda params, x: x)
+    right, wrong = [2.0, 0.0], [0.0, 2.0]  # of label 0
+    examples = {
+        "x": np.array([[right, right], [wrong, right], [wrong, wrong]], np.float32),
+        "y": np.array([[0, -1], [0, 0], [-1, -1]]),
+    }
+    evaluate = make_evaluation(metrics.classification(model, ignore=-1), batch_size=2)
+    values = evaluate(None, EvaluationData(test=examples, clients=pack(examples, [[0], [2], [1]])))
+    loss_right, loss_wrong = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
+    both = (loss_right + (loss_right + loss_wrong) / 2) / 2
+    assert values["test_accuracy"] == values["client_accuracy_mean"] == 0.75
+    assert values["client_accuracy_std"] == 0.25 and values["client_accuracy_worst_decile"] == 0.5
+    assert values["test_loss"] == pytest.approx(both, rel=1e-5)
+    assert values["client_loss_mean"] == pytest.approx(both, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"test": (np.zeros(3), np.zeros(3))}, "test of EvaluationData must be a dict of arrays, got tuple; give e.g."),
+        ({"test": np.zeros(3)}, "must be a dict of arrays, got ndarray"),
+        ({"clients": {"x": np.zeros(3)}}, "clients of EvaluationData must be as data.pack .* makes them, got dict"),
+        ({"test": {"x": np.zeros(2), "y": np.array([0, 2**32])}}, r"test\['y'\] has 4294967296 in row 1, which int32"),
+        ({"test": {"x": np.array([0, 1e39])}}, r"test\['x'\] has 1e\+39 in row 1, which float32 cannot hold"),
+    ],
+)
+def test_evaluation_data_of_a_wrong_form_are_refused(data, message):
+    with pytest.raises(ValueError, match=message):
+        make_evaluation(lambda params, batch: {"loss": batch["x"]})(None, EvaluationData(**data))
