@@ -134,6 +134,7 @@ def _train_one(
             cohort_size=shared.cohort_size,
         ),
         num_steps=bound,
+        optimizer_key=lambda: _random.optimizer_key(shared.key, client_id),
         loop=loop,
     )
 
