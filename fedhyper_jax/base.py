@@ -56,10 +56,15 @@ class Model(NamedTuple):
 class ServerState:
     """State of a run between two rounds: what the next round needs, and nothing else.
 
+    Settings are in it too (rates, κ, bounds, schedules, weights of terms): `FederatedAlgorithm.init` makes arrays of
+    them, and a round goes by those of the state that it is given, whichever algorithm made it. To go on with other
+    rates there is `FederatedAlgorithm.with_rates`; a field ``rate`` changed by hand a schedule or constant overwrites.
+
     Attributes:
       round: int32 scalar, the number of the next round, from 0.
       params: global parameters w^t.
-      global_rate: state of the rule of the global rate α; its field ``rate`` is α.
+      global_rate: state of the rule of the global rate α, which is moved first and then used; its field ``rate`` is
+        α^{t-1}, that of the last round, or before round 0 where it starts.
       local_rate: state of the rule of the broadcast local rate β; its field ``rate`` is β^t.
       client_rule: settings of the rule that moves a client's rate between its local steps, as arrays.
       pseudo_gradient: Δ^{t-1}, the raw pseudo-gradient of the last round that had participants; zeros before it.
@@ -211,6 +216,11 @@ def no_check(state: ServerState, data: Any) -> None:
     """Any data will do."""
 
 
+def no_rates(state: ServerState) -> ServerState:
+    """Nothing is known of the algorithm's rates."""
+    raise ValueError("this algorithm does not say how a state gets its rates; begin with algorithm.init(params)")
+
+
 def current_params(state: ServerState) -> Params:
     """The parameters w^t: what most algorithms evaluate."""
     return state.params
@@ -229,6 +239,26 @@ class FederatedAlgorithm(NamedTuple):
         run rounds call it once before they compile; it is no part of the pure pair.
       check: ``check(state, data)`` raises ValueError for data that compiled rounds would get wrong without a word, such
         as labels that are no class. Called likewise.
+      with_rates: ``with_rates(state) -> ServerState``: a state of an algorithm that differs from this one in its rates
+        and their rules only, with those that this one starts with. Where a rate is a schedule it goes on at the
+        state's round. Arrays that stay as they are belong to both states.
+
+    Rates are data in the state, so a state keeps the rates of the algorithm that made it, also in rounds of another:
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from fedhyper_jax.data import local_steps, pack
+      >>> from fedhyper_jax import fedavg, simulate
+      >>> data = pack({"x": np.array([1.0, 3.0])}, [[0], [1]])
+      >>> def made(local_rate):
+      ...     return fedavg(lambda w, b: (w - b["x"]) ** 2 / 2, work=local_steps(1, 1), local_rate=local_rate)
+      >>> fast, slow = made(0.5), made(0.25)
+      >>> state, _ = simulate(fast, jax.random.key(0), fast.init(0.0), data, rounds=1, cohort_size=2)
+      >>> float(state.params), float(state.local_rate.rate), float(slow.with_rates(state).local_rate.rate)
+      (1.0, 0.5, 0.25)
+      >>> state, _ = simulate(fast, jax.random.key(0), slow.with_rates(state), data, rounds=1, cohort_size=2)
+      >>> float(state.params)  # the same compiled rounds, a quarter of the way from 1 to 2
+      1.25
     """
 
     init: Callable[[Params], ServerState]
@@ -236,3 +266,4 @@ class FederatedAlgorithm(NamedTuple):
     evaluated_params: Callable[[ServerState], Params] = current_params
     diagnose: Callable[[ServerState, Any], None] = no_diagnosis
     check: Callable[[ServerState, Any], None] = no_check
+    with_rates: Callable[[ServerState], ServerState] = no_rates

@@ -1,20 +1,30 @@
 """From parts to an algorithm: the pair (init, round)."""
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedhyper_jax import _validate
-from fedhyper_jax.base import RATE_ROWS, FederatedAlgorithm, LossFunction, Params, ServerState, current_params
+from fedhyper_jax.base import (
+    RATE_ROWS,
+    FederatedAlgorithm,
+    LossFunction,
+    Params,
+    PyTree,
+    ServerState,
+    current_params,
+)
 from fedhyper_jax.data import Cohort, LocalWork, check_client_ids
 from fedhyper_jax.engine.checks import (
     as_optimizer,
     as_parameters,
     check_examples,
     check_key,
+    check_optimizers,
     check_parts,
     check_populations,
     check_rate,
@@ -28,6 +38,7 @@ from fedhyper_jax.parts import (
     Aggregator,
     ClientRule,
     FailureModel,
+    Feedback,
     Guard,
     LocalTerm,
     Parts,
@@ -150,13 +161,18 @@ def federated_algorithm(
     check_parts(parts)
     populations = populations_of(parts)
 
-    init = functools.partial(_initial_state, parts, strategy)
+    first_state = functools.partial(_initial_state, parts, strategy)
     one_round = make_round(parts, loss_fn, work, strategy)
+
+    def init(params: Params) -> ServerState:
+        params = as_parameters(params)
+        check_optimizers(parts, params)
+        return first_state(params)
 
     def round_fn(key, state: ServerState, cohort: Cohort):
         check_key(key)
         check_client_ids(cohort.client_ids, cohort.data.population)
-        check_state(state, init)
+        check_state(state, first_state)
         check_populations(populations, cohort.data.population)
         check_examples(loss_fn, state, cohort.data)
         return one_round(key, state, cohort)
@@ -167,39 +183,71 @@ def federated_algorithm(
         evaluated_params=mean_of_last_two if evaluate_at == "mean_of_last_two" else current_params,
         diagnose=functools.partial(warn_of_slow_convolutions, loss_fn, work),
         check=functools.partial(check_examples, loss_fn),
+        with_rates=functools.partial(_with_rates, parts, strategy, first_state),
     )
 
 
 def _initial_state(parts: Parts, strategy: Strategy, params: Params) -> ServerState:
-    """The state before round 0."""
-    params = as_parameters(params)
-    local_rate = check_rate(parts.local_rate.init(params), name="local_rate")
-    clients = {
+    """The state before round 0, in arrays of its own: neither the caller's nor those that rules keep, none twice.
+
+    So a run may be given its memory.
+    """
+    own = _rates(parts, params)
+    rows = {
         term.name: jax.tree.map(
             lambda leaf, rows=term.population: jnp.broadcast_to(leaf, (rows, *leaf.shape)), term.row(params)
         )
         for term in parts.terms
         if term.population is not None
     }
-    if parts.client_rates_of is not None:
-        clients[RATE_ROWS] = jnp.full(parts.client_rates_of, local_rate.rate)
     state = ServerState(
         round=jnp.zeros((), jnp.int32),
         params=params,
-        global_rate=check_rate(parts.global_rate.init(params), name="global_rate"),
-        local_rate=local_rate,
-        client_rule=parts.client_rule.init(params),
+        **{**own, "clients": {**rows, **own["clients"]}},
         pseudo_gradient=optax.tree.zeros_like(params),
         server_optimizer=parts.server_optimizer.init(params),
         terms={term.name: term.shared(params) for term in parts.terms},
-        clients=clients,
         aggregator=parts.aggregator.init(params),
         failures=parts.failures.init(params),
         guard=parts.guard.init(params),
         direction=optax.tree.zeros_like(params) if parts.inner_product == "applied" else (),
         previous_params=params if parts.evaluate_at == "mean_of_last_two" else (),
     )
-    return place(strategy, state)
+    return place(strategy, jax.device_put(state, may_alias=False))
+
+
+def _rates(parts: Parts, params: Params) -> dict[str, PyTree]:
+    """The fields of a first state that rules of rates own."""
+    local_rate = check_rate(parts.local_rate.init(params), name="local_rate")
+    of_clients = parts.client_rates_of
+    return {
+        "global_rate": check_rate(parts.global_rate.init(params), name="global_rate"),
+        "local_rate": local_rate,
+        "client_rule": parts.client_rule.init(params),
+        "clients": {} if of_clients is None else {RATE_ROWS: jnp.full(of_clients, local_rate.rate)},
+    }
+
+
+def _with_rates(
+    parts: Parts, strategy: Strategy, first_state: Callable[[Params], ServerState], state: ServerState
+) -> ServerState:
+    """A state of an algorithm that differs in its rates only, with the rates that this one starts with."""
+    first = place(strategy, jax.device_put(_rates(parts, state.params), may_alias=False))
+    first["global_rate"] = _at_round(parts.global_rate, first["global_rate"], state)
+    first["local_rate"] = _at_round(parts.local_rate, first["local_rate"], state)
+    rows = {name: rows for name, rows in state.clients.items() if name != RATE_ROWS}
+    first["clients"] = {**rows, **first["clients"]}
+    moved = dataclasses.replace(state, **first)
+    check_state(moved, first_state)
+    return moved
+
+
+def _at_round(rule: RateRule, rule_state: PyTree, state: ServerState) -> PyTree:
+    """A rule's first state, or of a rule that depends on the round alone that of the next round."""
+    if not rule.by_round:
+        return rule_state
+    nothing = Feedback(state.round, jnp.zeros((), rule_state.rate.dtype), state.pseudo_gradient)
+    return rule.update(rule_state, nothing)[0]
 
 
 def mean_of_last_two(state: ServerState) -> Params:

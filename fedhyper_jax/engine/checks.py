@@ -12,7 +12,7 @@ from jaxtyping import Array
 from fedhyper_jax import _validate
 from fedhyper_jax.base import RATE_ROWS, FederatedAlgorithm, LossFunction, Params, PyTree, ServerState
 from fedhyper_jax.data import ClientData, FederatedData
-from fedhyper_jax.parts import LocalTerm, Parts
+from fedhyper_jax.parts import LocalTerm, Parts, probes
 
 
 def _check_terms(terms: tuple[LocalTerm, ...]) -> None:
@@ -47,10 +47,13 @@ def check_parts(parts: Parts) -> None:
             )
 
 
-def _check_steps(parts: Parts) -> None:
-    """Raises ValueError where rules and terms need other steps than the clients take."""
+def _check_steps(parts: Parts, params: Params | None = None) -> None:
+    """Raises ValueError where rules and terms need other steps than the clients take.
+
+    Without parameters it lets pass what optimizers that tell parameters apart may do.
+    """
     optimizer, rule = parts.client_optimizer, parts.client_rule
-    plain = is_plain_sgd(optimizer)
+    plain = probes.is_plain_sgd(optimizer, params)
     if rule.plain_sgd_only and not plain:
         raise ValueError(f"{rule.plain_sgd_only}: leave client_optimizer out")
     turning = next((term for term in parts.terms if term.direction is not None), None)
@@ -66,11 +69,29 @@ def _check_steps(parts: Parts) -> None:
             raise ValueError(f"{term.needs_plain_sgd}; leave client_optimizer out")
         if term.needs_displacement and turning:
             raise ValueError(f"{term.needs_displacement}, but {turning.name} changes the direction; use one of the two")
-        if term.needs_displacement and not is_linear(optimizer):
+        if term.needs_displacement and (reason := probes.why_no_weight(optimizer, params)):
+            raise ValueError(f"{term.needs_displacement}, {reason}")
+
+
+def check_optimizers(parts: Parts, params: Params) -> None:
+    """Raises ValueError for optimizers whose masks or labels have no meaning for these parameters."""
+    for name in ("server_optimizer", "client_optimizer"):
+        optimizer = getattr(parts, name)
+        try:
+            tells_apart = probes.tells_apart(optimizer, params)
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
-                f"{term.needs_displacement}, which only a linear client optimizer gives (SGD, momentum), not one whose "
-                "step depends on the size of gradients; use optax.sgd(1.0, momentum=…)"
-            )
+                f"{name} does not take these parameters ({reason}); masks and labels must have their structure, "
+                f"{jax.tree.structure(params)}"
+            ) from error
+        if not tells_apart:
+            continue
+        leaf = probes.climbing_leaf(optimizer, params)
+        if leaf is not None:
+            raise ValueError(f"{name} {probes.climbs(leaf)}")
+        if name == "client_optimizer":
+            _check_steps(parts, params)
 
 
 def _check_mean(parts: Parts) -> None:
@@ -99,37 +120,6 @@ def check_populations(populations: dict[str, int], population: int) -> None:
                 f"{name} keeps {rows} clients, but the data set has {population}; "
                 f"make the algorithm with population={population}"
             )
-
-
-def is_plain_sgd(optimizer: optax.GradientTransformationExtraArgs) -> bool:
-    """Whether an optimizer's update is −gradient, step after step; True where that is known only when it runs."""
-    gradients = (1.0, -3.0, 0.5)
-    return all(
-        _validate.is_traced(u) or float(u) == -g for u, g in zip(_play(optimizer, gradients), gradients, strict=True)
-    )
-
-
-def is_linear(optimizer: optax.GradientTransformationExtraArgs) -> bool:
-    """Whether an optimizer's updates are sums of its gradients with fixed weights ≤ 0; True where not known."""
-    sequences = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (2.0, -3.0, 0.0, 0.0))
-    first, second, mixed = (_play(optimizer, sequence) for sequence in sequences)
-    if any(_validate.is_traced(*updates) for updates in (first, second, mixed)):
-        return True
-    return all(
-        max(a, b) <= 0 and abs(c - (2 * a - 3 * b)) <= 1e-5 for a, b, c in zip(first, second, mixed, strict=True)
-    )
-
-
-def _play(optimizer: optax.GradientTransformationExtraArgs, gradients: tuple[float, ...]) -> list[Array]:
-    """The updates of one number that starts at 0 and stays there."""
-    params = jnp.zeros(())
-    state, updates = optimizer.init(params), []
-    for gradient in gradients:
-        gradient = jnp.asarray(gradient)
-        extra = {"value": gradient, "gradient": gradient, "value_fn": lambda p: p, "global_update": params}
-        update, state = optimizer.update(gradient, state, params, **extra)
-        updates.append(update)
-    return updates
 
 
 def as_optimizer(optimizer, *, name: str) -> optax.GradientTransformationExtraArgs:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from fedhyper_jax import _tree
+from fedhyper_jax import _random, _tree
 from fedhyper_jax.base import NOT_FINITE, Batch, LossFunction, Params, PyTree
 from fedhyper_jax.data import Batches
 from fedhyper_jax.engine.strategies import Loop, compiled_loop
@@ -22,6 +22,7 @@ from fedhyper_jax.parts import (
     Outcome,
     RateReport,
     TermContext,
+    probes,
 )
 from fedhyper_jax.tasks import losses_of
 
@@ -36,11 +37,19 @@ class _Carry(NamedTuple):
 
 
 class _Displacement(NamedTuple):
-    """A client of one parameter that starts at 0 and whose every loss gradient is 1."""
+    """A client that starts at 0 and whose every loss gradient is 1.
+
+    It has one parameter, or one a leaf where the optimizer tells leaves apart; those that move go the same way.
+    """
 
     optimizer: PyTree
-    position: Float[Array, ""]
+    position: PyTree
     rate_sum: Float[Array, ""]
+
+
+def _not_displaced(optimizer, params: Params, zero: Float[Array, ""]) -> _Displacement:
+    position = probes.stand_in(optimizer, params, zero.dtype)
+    return _Displacement(optimizer.init(position), position, zero)
 
 
 class Trainer(NamedTuple):
@@ -50,8 +59,10 @@ class Trainer(NamedTuple):
       loss_fn: ``(params, batch) -> per-example losses``, or of a key as well.
       optimizer: the clients' optax optimizer, its state afresh each round; its updates descend (−g for plain SGD). It
         and the rule get the extra arguments ``value`` (the local objective on the batch), ``gradient``, ``value_fn``
-        (the same objective as a function of the parameters) and ``global_update`` (Δ^{t-1}).
-      rule: how the rate moves; its products are taken of what the optimizer is fed.
+        (the same objective as a function of the parameters) and ``global_update`` (Δ^{t-1}). Keys in its state are the
+        client's own in every round.
+      rule: how the rate moves; its products are taken of what the optimizer is fed, but for leaves that masks or labels
+        keep where they are.
       terms: what the method adds to the objective.
     """
 
@@ -102,6 +113,7 @@ def train_client(
     whole: Callable[[], Batches],
     facts: ClientFacts,
     num_steps: int | Int[Array, ""],
+    optimizer_key: Callable[[], Array],
     key: Array | None = None,
     loop: Loop = compiled_loop,
 ) -> Trained:
@@ -117,6 +129,8 @@ def train_client(
       num_steps: steps to run, at least K_m; those from K_m on leave parameters, optimizer and rate as they are. Where
         it is a Python number, all clients are known to take just so many, and nothing is masked.
       key: of the client's losses in this round, where they draw.
+      optimizer_key: gives the client's key of this round for an optimizer that draws noise; folded into the optimizer's
+        own keys.
       loop: how steps are repeated.
 
     Returns:
@@ -132,16 +146,17 @@ def train_client(
         contexts=[TermContext(params, shared[term.name], rows.get(term.name, ()), facts) for term in trainer.terms],
         global_update=broadcast.pseudo_gradient,
         masks_steps=not isinstance(num_steps, int),
+        tells_apart=probes.tells_apart(trainer.optimizer, params),
     )
     zero = jnp.zeros((), rate.dtype)
     optimizer = trainer.optimizer
     start = _Carry(
         params=params,
-        optimizer=optimizer.init(params),
+        optimizer=_random.with_own_keys(optimizer.init(params), optimizer_key),
         rate=client.transform.init(params),
         loss=zero,
         examples=jnp.zeros((), jnp.int32),
-        displacement=_Displacement(optimizer.init(zero), zero, zero) if trainer.measures_displacement else (),
+        displacement=_not_displaced(optimizer, params, zero) if trainer.measures_displacement else (),
     )
     end = loop(num_steps, functools.partial(_step, client), start)
     return _trained(client, params, end, lambda: _full_gradient(client, params, whole()))
@@ -158,6 +173,7 @@ class _Client(NamedTuple):
     contexts: list[TermContext]  # one a term
     global_update: Params  # Δ^{t-1}
     masks_steps: bool  # whether steps may be run that are not the client's
+    tells_apart: bool  # whether the optimizer treats parameters by their place, and so may leave some where they are
 
     @property
     def terms(self) -> list[tuple[LocalTerm, TermContext]]:
@@ -195,6 +211,9 @@ def _step(client: _Client, k, carry: _Carry) -> _Carry:
         "global_update": client.global_update,
     }
     direction, optimizer_state = client.trainer.optimizer.update(gradient, carry.optimizer, carry.params, **extra)
+    if client.tells_apart:  # to the loss along the step, parameters that stand still are constants
+        moving = jax.tree.map(lambda g, u: jnp.where(jnp.any(u != 0), g, jnp.zeros_like(g)), gradient, direction)
+        extra = {**extra, "gradient": moving}
     updates, rate_state = client.transform.update(direction, carry.rate, carry.params, **extra)
     displaced = client.trainer.measures_displacement
     new = _Carry(
@@ -210,10 +229,11 @@ def _step(client: _Client, k, carry: _Carry) -> _Carry:
 
 def _advance(client: _Client, displacement: _Displacement, rate) -> _Displacement:
     curvature = sum(term.curvature(context) for term, context in client.terms if term.curvature)
-    gradient = 1 + curvature * displacement.position
-    extra = {"value": gradient, "gradient": gradient, "value_fn": lambda p: p, "global_update": gradient}
+    gradient = jax.tree.map(lambda position: 1 + curvature * position, displacement.position)
+    extra = {"value": rate, "gradient": gradient, "value_fn": lambda p: rate, "global_update": gradient}
     update, state = client.trainer.optimizer.update(gradient, displacement.optimizer, displacement.position, **extra)
-    return _Displacement(state, displacement.position + rate * update, displacement.rate_sum + rate)
+    position = jax.tree.map(lambda old, step: old + rate * step, displacement.position, update)
+    return _Displacement(state, position, displacement.rate_sum + rate)
 
 
 def _full_gradient(client: _Client, params: Params, every: Batches) -> Params:
@@ -237,7 +257,8 @@ def _trained(client: _Client, start: Params, end: _Carry, full_gradient: Callabl
     update, zero = _tree.subtract(start, end.params), jnp.zeros((), end.loss.dtype)
     rate_sum, displacement = zero, zero
     if end.displacement:
-        rate_sum, displacement = end.displacement.rate_sum, -end.displacement.position
+        moved = [-position.reshape(()) for position in jax.tree.leaves(end.displacement.position)]
+        rate_sum, displacement = end.displacement.rate_sum, functools.reduce(jnp.maximum, moved)
     curved = any(term.curvature for term in client.trainer.terms)
     outcome = Outcome(update, rate_sum, displacement, curved, full_gradient)
     contributions = tuple(term.finish(outcome, context) for term, context in client.terms)

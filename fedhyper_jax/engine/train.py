@@ -137,6 +137,7 @@ def _train_one(
         ),
         num_steps=bound,
         key=_random.loss_key(shared.key, client_id) if takes_key(loss_fn) else None,
+        optimizer_key=lambda: _random.optimizer_key(shared.key, client_id),
         loop=loop,
     )
 

@@ -25,7 +25,8 @@ def fedavg() -> Pieces:
     Args:
       loss_fn: ``(params, batch) -> per-example losses (B,)``, e.g. ``losses.cross_entropy(model)``.
       work: `local_epochs` or `local_steps`.
-      local_rate: β > 0, an optax schedule of the *round*, or a rule of `fedhyper_jax.parts.rates`.
+      local_rate: β > 0, an optax schedule of the *round* (which may be 0 in some), or a rule of
+        `fedhyper_jax.parts.rates`.
       global_rate: α > 0, an optax schedule of the round, or a rule; if None where the method starts, mostly from 1.
       population: number of clients, for methods that keep a row for each; others do not mind it.
       client_rule: what moves β between local steps, see `fedhyper_jax.parts.client_rules`; nothing if None.
@@ -33,7 +34,9 @@ def fedavg() -> Pieces:
       server_optimizer: an optax optimizer as it stands, own sign and rate included; ``optax.sgd(1.0)`` if None. Those
         of the literature are in `fedhyper_jax.parts.server_optimizers`.
       client_optimizer: likewise, its state afresh each round; ``optax.sgd(1.0)`` if None, or e.g.
-        ``optax.sgd(1.0, momentum=0.9)``. β multiplies its update.
+        ``optax.sgd(1.0, momentum=0.9)``. β multiplies its update. Its noise is each client's and round's own.
+        Parameters that are not to be trained get ``optax.set_to_zero()`` by ``optax.partition``; `optax.masked` alone
+        would pass their gradient on, uphill, and is refused.
       aggregator: how client updates become one, see `fedhyper_jax.parts.aggregators`; their mean if None.
       failure_model: what goes wrong with clients, see `fedhyper_jax.parts.failures`; nothing if None.
       guard: whether a round counts, see `fedhyper_jax.parts.guards`; if None, unless its step is not finite.

@@ -177,6 +177,11 @@ def CL(
         raise ValueError(f"population={population!r} belongs to client_rates='per_client'; leave it out")
 
     def client_rule(start: Start):
+        if start.local_rule.by_round and not _validate.is_traced(start.local_rate) and start.local_rate == 0:
+            raise ValueError(
+                "CL moves each client's rate away from where the schedule of local_rate starts, which is 0; start it "
+                "above 0, or leave CL out"
+            )
         _validate.positive(local_rate=start.local_rate)
         bounds = resolve_bounds(local_bounds, start.local_rate, local_gamma, name="local_bounds")
         _check_inside(start.local_rule, bounds)

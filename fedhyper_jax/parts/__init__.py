@@ -5,6 +5,7 @@
 * `server_optimizers`: optax transforms of the pseudo-gradient.
 * `aggregators`: how client updates become one; `guards`: whether a round counts.
 * `participation`: who is asked; `failures`: who does not deliver.
+* `probes`: what an optax optimizer does, found by playing it.
 """
 
 from fedhyper_jax.parts import (
@@ -13,6 +14,7 @@ from fedhyper_jax.parts import (
     failures,
     guards,
     participation,
+    probes,
     rates,
     server_optimizers,
     terms,
@@ -68,6 +70,7 @@ __all__ = [
     "failures",
     "guards",
     "participation",
+    "probes",
     "rates",
     "server_optimizers",
     "terms",

@@ -209,7 +209,8 @@ def armijo(decrease=0.1, shrink=0.9, *, growth=2 ** (1 / 500), max_trials: int =
             def too_long(search):
                 trial, rate = search
                 reached = value_fn(optax.apply_updates(params, _tree.scale(gradient, -rate)))
-                return (trial < max_trials) & ~(reached <= value - settings.decrease * rate * squared_norm)
+                # (a step of length 0 decreases enough, whatever rounding says)
+                return (trial < max_trials) & (rate > 0) & ~(reached <= value - settings.decrease * rate * squared_norm)
 
             # A search that fails ends with trial = max_trials.
             trials, found = lax.while_loop(
@@ -295,7 +296,7 @@ def delta_sgd_rate(scale=2.0, growth=0.1) -> ClientRule:
             rate = jnp.where(moves, step.astype(first_rate.dtype), state.rate)
             new_state = DeltaSgdState(
                 rate=rate,
-                ratio=jnp.where(moves, rate / state.rate, state.ratio),
+                ratio=jnp.where(moves, rate / jnp.where(state.rate > 0, state.rate, 1), state.ratio),
                 previous_params=params,
                 step_count=state.step_count + 1,
                 clipped_count=state.clipped_count + (moves & (rate == longest)),

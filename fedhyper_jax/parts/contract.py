@@ -90,10 +90,10 @@ class RateRule(NamedTuple):
     """How a rate moves from round to round.
 
     Attributes:
-      init: ``init(params) -> state``; ``state.rate`` is the local rate of round 0. (A rule of the global rate is
-        updated before its first use, so this is where it starts.)
+      init: ``init(params) -> state``; ``state.rate`` is where the rate starts: β^0 of a rule of the local rate. One of
+        the global rate is updated before its first use, so α^0 is what the update of round 0 makes of it.
       update: ``update(state, feedback) -> (state, RateReport)``; ``state.rate`` is the rate of ``feedback.round``.
-      initial_rate: the rate of round 0 as given, maybe traced; relative bounds are taken from it.
+      initial_rate: ``init(params).rate`` as given, maybe traced; relative bounds are taken from it.
       by_round: whether the rate depends on the round alone, and so moves on after a round without participants.
       report: ``report(params, result) -> numbers``, a tree of scalars that each client sends (w^t, `ClientResult`);
         their weighted mean over the participants comes back as ``feedback.reported``.

@@ -378,10 +378,11 @@ def test_bad_arguments_are_refused_by_the_factory(settings, message):
     [
         (lambda t: 0.1 - 0.01 * t, "in round 11; rates must be finite and ≥ 0"),
         (lambda t: 0.1 / (1.0 - t / 8), "gives inf in round 8"),
-        (lambda t: 0.0 * t, "> 0 in round 0"),
+        (lambda t: 0.0 * t, "gives 0 in all of its 10000 rounds"),
+        (lambda t: 0.1 * (t - 0.5), r"gives -0.05\d* in round 0; rates must be finite and ≥ 0$"),
     ],
 )
-def test_schedules_that_turn_negative_infinite_or_start_at_zero_are_refused(schedule, message):
+def test_schedules_that_turn_negative_or_infinite_or_are_zero_are_refused(schedule, message):
     with pytest.raises(ValueError, match=message):
         fedavg(logistic_loss, work=EPOCHS, local_rate=schedule)
 

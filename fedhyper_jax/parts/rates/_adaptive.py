@@ -21,11 +21,11 @@ def hypergradient(
 ) -> RateRule:
     """The rule of FedHyper-G and -SL: r ← clip(r + κ⟨Δ^t, Δ^{t-1}⟩, lower, upper).
 
-    Used for α it sets the rate of the present round, used for β that of the next; see SPEC eq. 15-18. After a round
-    that a guard took back the rate is halved.
+    Used for α it sets the rate of the present round, used for β that of the next; see SPEC eq. 15-18. (In round 0 the
+    product is 0, so either rate is then the initial one.) After a round that a guard took back the rate is halved.
 
     Args:
-      initial_rate: rate of round 0.
+      initial_rate: where the rate starts.
       hyper_rate: κ.
       bounds: (lower, upper) as plain numbers.
       warm: for β only: r is first replaced by Σ p_m β_m, the mean of the clients' final rates.
@@ -84,6 +84,8 @@ def extrapolation(epsilon=1e-3) -> RateRule:
     r"""FedExP's global rate: the more the clients' updates disagree, the longer the step.
 
     .. math:: \alpha^t = \max\Bigl(1, \frac{\sum_m p_m \|\Delta_m^t\|^2}{2 (\|\Delta^t\|^2 + \epsilon)}\Bigr)
+
+    Its state starts at 1, and is moved before round 0 uses it.
 
     Args:
       epsilon: ε ≥ 0, against a vanishing mean update. The published code multiplies it by the cohort size and lets it
@@ -153,7 +155,7 @@ def smoothed_cosine(
     The average excludes the present pseudo-gradient, and is zero before round 0, which so moves nothing.
 
     Args:
-      initial_rate: rate of round 0.
+      initial_rate: where the rate starts.
       hyper_rate: κ ≥ 0.
       bounds: (lower, upper) as plain numbers; the published runs have an upper bound only.
       smoothing: a, strictly between 0 and 1.
@@ -225,7 +227,7 @@ def reduce_on_plateau(
     """Multiplies a rate by ``factor`` when the clients' training loss has stopped falling, by optax's rule.
 
     Args:
-      initial_rate: rate of round 0.
+      initial_rate: where the rate starts.
       factor: strictly between 0 and 1.
       patience: rounds without improvement after which the rate falls.
       relative_tolerance: what counts as an improvement: loss < (1 − tolerance) · best.

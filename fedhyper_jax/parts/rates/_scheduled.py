@@ -30,7 +30,7 @@ def scheduled(schedule: optax.Schedule | float, *, rounds: int = SCHEDULE_ROUNDS
 
     The schedule is tabulated for ``rounds`` rounds into the state, so another schedule is other data for the same
     compiled program, and schedules can be swept under ``vmap``. `simulation.simulate` and `simulation.run` refuse
-    more rounds than the table holds.
+    more rounds than the table holds. In a round at rate 0 (a warm-up may begin with one) no parameters move.
 
     Args:
       schedule: a rate > 0 (which may be traced), or a callable from the round number to a rate.
@@ -39,7 +39,7 @@ def scheduled(schedule: optax.Schedule | float, *, rounds: int = SCHEDULE_ROUNDS
 
     Raises:
       ValueError: a rate that is not finite and > 0; a schedule that is negative or not finite in some round, or 0 in
-        round 0.
+        all of them.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -57,15 +57,7 @@ def scheduled(schedule: optax.Schedule | float, *, rounds: int = SCHEDULE_ROUNDS
             )
         table = _tabulate(schedule, rounds, name)
         if not _validate.is_traced(table):
-            values = np.asarray(table)
-            wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
-            if len(wrong) or values[0] == 0:
-                at = int(wrong[0]) if len(wrong) else 0
-                raise ValueError(
-                    f"{name}: the schedule gives {values[at]} in round {at}; "
-                    "rates must be finite and ≥ 0, and > 0 in round 0; "
-                    f"if the run is shorter, make the algorithm with schedule_rounds={max(at, 2)}"
-                )
+            _check_table(np.asarray(table), name)
         initial = table[0]
     else:
         _validate.positive(**{name: schedule})
@@ -80,6 +72,22 @@ def scheduled(schedule: optax.Schedule | float, *, rounds: int = SCHEDULE_ROUNDS
         return ScheduledRate(rate=rate, table=state.table), RateReport.none()
 
     return RateRule(init=init, update=update, initial_rate=initial, by_round=True)
+
+
+def _check_table(values: np.ndarray, name: str) -> None:
+    """Raises ValueError for rates that cannot be."""
+    wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    if len(wrong):
+        at = int(wrong[0])
+        shorter = f"; if the run is shorter, make the algorithm with schedule_rounds={at}" if at >= 2 else ""
+        raise ValueError(
+            f"{name}: the schedule gives {values[at]} in round {at}; rates must be finite and ≥ 0{shorter}"
+        )
+    if not values.any():
+        raise ValueError(
+            f"{name}: the schedule gives 0 in all of its {len(values)} rounds, which would move nothing; give one that "
+            "rises above 0, or tabulate more of it by schedule_rounds"
+        )
 
 
 def _tabulate(schedule: optax.Schedule, rounds: int, name: str) -> Float[Array, " rounds"]:

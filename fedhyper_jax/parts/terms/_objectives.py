@@ -175,10 +175,15 @@ def client_momentum(weight=0.1) -> LocalTerm:
         return weight * value + (1 - weight) * _tree.inner_product(momentum, params)
 
     def finish(outcome: Outcome, context: TermContext) -> Contribution:
-        return Contribution(update=outcome.update, mean=divide(outcome.update, outcome.displacement))
+        mean_gradient = divide(outcome.update, outcome.displacement)
+        return Contribution(update=outcome.update, mean=(mean_gradient, (outcome.displacement > 0).astype(float)))
 
     def conclude(shared, sums: TermSums):
-        momentum = jax.tree.map(lambda old, new: new.astype(old.dtype), shared["momentum"], sums.mean)
+        mean_gradient, measured = sums.mean
+        # After a round at rate 0, which has met no gradients, it stays as it was.
+        momentum = jax.tree.map(
+            lambda old, new: jnp.where(measured > 0, new, old).astype(old.dtype), shared["momentum"], mean_gradient
+        )
         return keep({**shared, "momentum": momentum}, sums)
 
     return LocalTerm(

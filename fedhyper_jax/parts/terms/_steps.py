@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedhyper_jax import _tree
+from fedhyper_jax import _random, _tree
+from fedhyper_jax.parts import probes
 from fedhyper_jax.parts.contract import (
     Conclusion,
     Contribution,
@@ -71,6 +72,18 @@ def frozen_optimizer(optimizer: optax.GradientTransformation | None = None) -> L
     """
     optimizer = optax.sgd(1.0, momentum=0.9) if optimizer is None else optimizer
 
+    def shared(params):
+        state = optimizer.init(params)
+        if _random.has_keys(state):
+            raise ValueError(
+                "terms.frozen_optimizer stands still during a round, so that the noise of its optimizer would be the "
+                "same in every step of every client; add noise by client_optimizer or server_optimizer"
+            )
+        leaf = probes.climbing_leaf(optax.with_extra_args_support(optimizer), params)
+        if leaf is not None:
+            raise ValueError(f"terms.frozen_optimizer's optimizer {probes.climbs(leaf)}")
+        return state
+
     def direction(gradient, params, context: TermContext):
         updates, _ = optimizer.update(gradient, context.shared, params)
         return jax.tree.map(jnp.negative, updates)
@@ -86,7 +99,7 @@ def frozen_optimizer(optimizer: optax.GradientTransformation | None = None) -> L
 
     return LocalTerm(
         name="frozen_optimizer",
-        shared=optimizer.init,
+        shared=shared,
         direction=direction,
         finish=finish,
         conclude=conclude,
