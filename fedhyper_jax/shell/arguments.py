@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from fedhyper_jax.shell.config import COMMANDS, CompareConfig, Config, ConfigError, DataConfig, RunConfig, load_config
+from fedhyper_jax.shell.mistakes import mistake
 from fedhyper_jax.shell.presets import PRESETS, preset_config
 
 _T = TypeVar("_T")
@@ -181,24 +182,12 @@ def _peek(arguments: Sequence[str], option: str) -> str | None:
 
 
 def parse(cls: type[_T], arguments: Sequence[str], command: str, default: Any) -> _T:
-    """Parses with tyro, whose boxes of several lines become one line."""
-    errors = io.StringIO()
+    """Parses with tyro; what that says of a mistake, in several lines, is said in one."""
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(io.StringIO()):
             settings = {} if default is None else {"default": default}
             return tyro.cli(cls, args=list(arguments), prog=f"fedhyper {command}", config=_MARKERS, **settings)
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
-        raise ConfigError(f"{_first_paragraph(errors.getvalue())}; see `fedhyper {command} --help`") from None
-
-
-def _first_paragraph(box: str) -> str:
-    """The text in a box of tyro's before its first rule or empty line."""
-    lines = []
-    for line in box.splitlines()[1:]:
-        text = line.strip("│ ").strip()
-        if not text or set(text) <= set("─╰╯"):
-            break
-        lines.append(text)
-    return " ".join(lines).rstrip(".") or "the arguments could not be parsed"
+        raise ConfigError(mistake(cls, arguments, command)) from None

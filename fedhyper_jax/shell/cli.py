@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from fedhyper_jax import _validate
 from fedhyper_jax.engine import IdleCoresWarning
 from fedhyper_jax.shell.arguments import (
     BenchArguments,
@@ -32,6 +33,7 @@ from fedhyper_jax.shell.config import (
     load_config,
     one_line,
 )
+from fedhyper_jax.shell.consoles import replace_what_cannot_be_shown
 
 HELP = """\
 usage: fedhyper COMMAND [OPTIONS]
@@ -77,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       >>> main(["paint"])  # prints: fedhyper: error: unknown command 'paint'; known: run, compare, plot, data, ...
       2
     """
+    replace_what_cannot_be_shown()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     commands: dict[str, Callable[[Sequence[str]], None]] = {
         "run": _run,
@@ -107,7 +110,7 @@ def _status_of(commands: dict[str, Callable[[Sequence[str]], None]], arguments: 
     """Runs a command; the exit status."""
     try:
         if arguments[0] not in commands:
-            raise ConfigError(f"unknown command {arguments[0]!r}; known: {', '.join(commands)}")
+            raise ConfigError(f"unknown command {arguments[0]!r}; {_validate.instead_of(arguments[0], commands)}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", IdleCoresWarning)  # one process is what was asked for here
             commands[arguments[0]](arguments[1:])
