@@ -22,11 +22,11 @@ class SharedArguments:
     """Arguments that `run` and `compare` share."""
 
     config: str | None = None
-    """TOML file whose values the options below override."""
+    """TOML file whose values the options below override; that of a run folder says all but where the results go."""
     preset: str | None = None
     """Named configuration to start from: demo or fashion_mnist. --data NAME alone starts from the preset NAME."""
     overwrite: bool = False
-    """Replace an earlier run in the run folder."""
+    """Replace an earlier run in the run folder; with --config, only one that --out names."""
     resume: str | None = None
     """Run folder of a run that was stopped: go on from its last checkpoint, with its own settings."""
     quiet: bool = False
@@ -129,7 +129,7 @@ def parse_settings(command: str, cls: type[_T], arguments: Sequence[str]) -> tup
     if config is None and preset is None and data in PRESETS:
         preset = data
     if config is not None:
-        default = load_config(config, command)
+        default = _to_vary(config, command)
     elif preset is not None:
         default = preset_config(preset, command)
     else:
@@ -139,8 +139,21 @@ def parse_settings(command: str, cls: type[_T], arguments: Sequence[str]) -> tup
     options = {**default.method.options, **parsed.settings.method.options}
     options = {name: value for name, value in options.items() if value != "None"}
     parsed = dataclasses.replace(parsed, settings=_with_options(parsed.settings, options))
+    if config is not None and parsed.overwrite and _peek(arguments, "--out") is None:
+        folder = parsed.settings.folder
+        raise ConfigError(f"--overwrite with --config replaces only what --out names; add --out {folder}, or another")
     unchanged = preset is not None and parsed.settings == preset_config(preset, command)
     return parsed, preset if unchanged else None
+
+
+def _to_vary(path: str, command: str) -> Config:
+    """A configuration from its file; that of an earlier run without its folder, for another run goes elsewhere."""
+    from fedhyper_jax.shell.records import CONFIG, SUMMARY
+
+    config, file = load_config(path, command), pathlib.Path(path)
+    if file.name == CONFIG and file.with_name(SUMMARY).exists():
+        return dataclasses.replace(config, run=dataclasses.replace(config.run, out=None))
+    return config
 
 
 def _parse_resumed(command: str, cls: type[_T], arguments: Sequence[str], folder: str) -> _T:

@@ -118,8 +118,7 @@ def _status_of(commands: dict[str, Callable[[Sequence[str]], None]], arguments: 
         print(f"fedhyper: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        how = str(interrupt) or "what was recorded so far is in the run folder"
-        print(f"fedhyper: interrupted; {how}", file=sys.stderr)
+        print("; ".join(filter(None, ("fedhyper: interrupted", str(interrupt)))), file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -191,18 +190,21 @@ def _is_finished(parsed: SharedArguments) -> bool:
 
 @contextlib.contextmanager
 def _says_how_to_go_on(command: str, parsed: SharedArguments) -> Iterator[None]:
-    """Gives Ctrl-C a message with the command that resumes the run."""
+    """Gives Ctrl-C a message with the folder, and with the command that resumes the run."""
     from fedhyper_jax.shell.records import SUMMARY
 
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        folder = parsed.settings.folder
-        if parsed.settings.run.checkpoint_every and (pathlib.Path(folder) / SUMMARY).exists():
+        folder = shlex.quote(os.fspath(parsed.settings.folder))
+        if not (pathlib.Path(parsed.settings.folder) / SUMMARY).exists():
+            how = f"nothing is recorded in {folder} yet"
+        elif not parsed.settings.run.checkpoint_every:
+            how = f"what was recorded is in {folder}; without checkpoints (--checkpoint-every 0) it cannot be resumed"
+        else:
             done = str(interrupt) or "what came after the last checkpoint will be done again"
-            command = f"fedhyper {command} --resume {shlex.quote(os.fspath(folder))}"
-            raise KeyboardInterrupt(f"{done}; go on with: {command}") from interrupt
-        raise
+            how = f"{done}; go on with: fedhyper {command} --resume {folder}"
+        raise KeyboardInterrupt(how) from interrupt
 
 
 def _in_processes(command: str, arguments: Sequence[str], parsed: SharedArguments, *, most: int) -> None:

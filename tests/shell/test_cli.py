@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedhyper_jax.shell.arguments import CompareArguments, parse_settings
+from fedhyper_jax.shell.arguments import CompareArguments, RunArguments, parse_settings
 from fedhyper_jax.shell.checkpoint import load_parameters
 from fedhyper_jax.shell.cli import main
 from fedhyper_jax.shell.compare import compare
@@ -329,6 +330,47 @@ def test_options_override_the_file_which_overrides_defaults(tmp_path):
     assert main(["run", f"--config={tmp_path / 'job.toml'}", "--cohort-size", "3", "--out", str(out), "--quiet"]) == 0
     config = load_config(out / "config.toml")
     assert (config.run.rounds, config.run.cohort_size, config.data.clients, config.run.seed) == (2, 3, 10, 0)
+
+
+def test_varying_a_run_leaves_it_alone(run_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = str(run_folder / "config.toml")
+    parsed, _ = parse_settings("run", RunArguments, ["--config", config, "--seed", "7"])
+    assert parsed.settings.folder == "runs/digits-G+CL-0.05-seed7"
+    assert parsed.settings.data == load_config(config).data and parsed.settings.run.rounds == 3
+    before = {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()}
+    shutil.copy(config, "copy.toml")  # still names the folder of the run
+    for file in (config, "copy.toml"):
+        assert main(["run", "--config", file, "--rounds", "2", "--overwrite", "--quiet"]) == 2
+        error = capsys.readouterr().err
+        assert "--overwrite with --config replaces only what --out names; add --out" in error and error.count("\n") == 1
+    assert main(["run", "--config", "copy.toml", "--rounds", "2", "--quiet"]) == 2
+    assert f"{run_folder} holds a run already" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()} == before
+    parsed, _ = parse_settings("run", RunArguments, ["--config", config, "--overwrite", f"--out={run_folder}"])
+    assert parsed.overwrite and parsed.settings.folder == str(run_folder)
+
+
+@pytest.mark.parametrize(
+    ("begun", "options", "message"),
+    [
+        (False, [], "nothing is recorded in 'a run' yet"),
+        (True, [], "the last checkpoint will be done again; go on with: fedhyper run --resume 'a run'"),
+        (True, ["--checkpoint-every", "0"], "is in 'a run'; without checkpoints (--checkpoint-every 0) it can"),
+    ],
+)
+def test_ctrl_c_names_the_folder(begun, options, message, tmp_path, monkeypatch, capsys):
+    def interrupted(config, **settings):
+        if begun:
+            pathlib.Path(config.folder).mkdir()
+            (pathlib.Path(config.folder) / "summary.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fedhyper_jax.shell.train.train", interrupted)
+    assert main(["run", "--out", "a run", *options]) == 130
+    error = capsys.readouterr().err
+    assert error.startswith("fedhyper: interrupted; ") and message in error and error.count("\n") == 1
 
 
 def test_data_alone_starts_from_the_preset_of_that_name():

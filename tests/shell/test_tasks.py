@@ -110,8 +110,8 @@ def test_every_division_is_described(name, tmp_path, capsys):
 BAD = {
     "text and a model of images": (
         ["--data", "synthetic_text"],
-        "model 'mlp' does not go with 'synthetic_text', which has inputs of shape (20,) (int32) and asks for outputs of "
-        "shape (20, 32); use char_lstm\n",
+        "model 'mlp' does not go with 'synthetic_text', which has inputs of shape (20,) (int32) and asks for outputs "
+        "of shape (20, 32); use char_lstm\n",
     ),
     "images and a model of text": (
         ["--model", "char_lstm"],
