@@ -122,7 +122,7 @@ def one_of(known: Iterable[str], **argument: Any) -> None:
 
 
 def instead_of(value: Any, known: Iterable[str]) -> str:
-    """What a message offers instead of an unknown name: the nearest names first, then all.
+    """What a message offers instead of an unknown name: the nearest one first, then all.
 
     Example:
       >>> instead_of("fedxep", ["fedavg", "fedprox", "fedexp"])
@@ -135,7 +135,7 @@ def instead_of(value: Any, known: Iterable[str]) -> str:
 
 
 def did_you_mean(value: Any, known: Iterable[str]) -> str:
-    """The question that begins an offer: the one or two names nearest to a misspelled one; empty where all are far.
+    """The question that begins an offer: the name nearest to a misspelled one; empty where all are far.
 
     Example:
       >>> did_you_mean("FedExP", ["fedavg", "fedexp"])
@@ -143,6 +143,6 @@ def did_you_mean(value: Any, known: Iterable[str]) -> str:
     """
     spelled: dict[str, str] = {}
     for name in known:
-        spelled.setdefault(name.lower(), name)
-    near = difflib.get_close_matches(str(value).lower(), spelled, n=2, cutoff=0.65)
-    return f"did you mean {' or '.join(spelled[name] for name in near)}? " if near else ""
+        spelled.setdefault(name.lower().lstrip("-"), name)  # (all options are alike in their dashes)
+    near = difflib.get_close_matches(str(value).lower().lstrip("-"), spelled, n=1, cutoff=0.65)
+    return f"did you mean {spelled[near[0]]}? " if near else ""

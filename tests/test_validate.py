@@ -6,10 +6,10 @@ from fedhyper_jax.methods import METHODS
 
 @pytest.mark.parametrize(
     ("given", "meant"),
-    [("fedxep", "fedexp"), ("scafold", "scaffold"), ("FedProx", "fedprox"), ("cl", "CL"), ("fedadm", "fedadam or ")],
+    [("fedxep", "fedexp"), ("scafold", "scaffold"), ("FedProx", "fedprox"), ("cl", "CL"), ("fedadm", "fedadam")],
 )
-def test_the_nearest_names_come_first(given, meant):
-    with pytest.raises(ValueError, match=rf"unknown method '{given}'; did you mean {meant}.*\? known: fedavg, G, "):
+def test_the_nearest_name_comes_first(given, meant):
+    with pytest.raises(ValueError, match=rf"unknown method '{given}'; did you mean {meant}\? known: fedavg, G, "):
         _validate.one_of(METHODS, method=given)
 
 

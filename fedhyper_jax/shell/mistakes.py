@@ -33,8 +33,8 @@ def mistake(cls: type, arguments: Sequence[str], command: str) -> str:
     return f"{found}{' ' if found.endswith('?') else '; '}see `fedhyper {command} --help`"
 
 
-def _arguments_of(cls: type) -> tuple[dict[str, Any], tuple[str, Any] | None]:
-    """Types by flag, those of nested dataclasses too; name and type of the argument without a flag, if there is one."""
+def _arguments_of(cls: type) -> tuple[dict[str, Any], str | None]:
+    """Types by flag, those of nested dataclasses too; and the name of the argument without a flag, if there is one."""
     flags, positional = {}, None
     hints = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
@@ -44,16 +44,14 @@ def _arguments_of(cls: type) -> tuple[dict[str, Any], tuple[str, Any] | None]:
         if dataclasses.is_dataclass(hint):
             flags |= _arguments_of(hint)[0]
         elif tyro.conf.Positional in notes:
-            positional = field.name, hint
+            positional = field.name
         else:
             name = next((note.name for note in notes if getattr(note, "name", None)), field.name).replace("_", "-")
             flags |= {f"--{name}": hint, **({f"--no-{name}": hint} if hint is bool else {})}
     return flags, positional
 
 
-def _first_mistake(
-    flags: dict[str, Any], positional: tuple[str, Any] | None, arguments: Sequence[str], command: str
-) -> str:
+def _first_mistake(flags: dict[str, Any], positional: str | None, arguments: Sequence[str], command: str) -> str:
     loose, rest = [], list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -64,18 +62,16 @@ def _first_mistake(
         flag = written.replace("_", "-")
         if flag not in flags:
             return f"unknown option {written!r}; {did_you_mean(flag, flags)}".rstrip("; ")
-        values = [value] if equals else []
+        hint, values = flags[flag], [value] if equals else []
         while not equals and rest and not _is_flag(rest[0]):
             values.append(rest.pop(0))
-        if flags[flag] is bool or (len(values) > 1 and _accepts(flags[flag], values[:1]) and positional is not None):
-            taken = 0 if flags[flag] is bool else 1
-            if len(values) > taken and (equals or positional is None):
-                return f"{flag} takes no value, got {_shown(values)}"
-            loose += values[taken:]
-        elif not _accepts(flags[flag], values):
-            return f"{flag} must be {_expected(flags[flag])}, got {_shown(values)}"
+        if positional is not None and not equals:  # what is too much may be the argument without a flag
+            taken = next((n for n in range(len(values), -1, -1) if _accepts(hint, values[:n])), len(values))
+            values, loose = values[:taken], loose + values[taken:]
+        if not _accepts(hint, values):
+            return f"{flag} {_expected(hint)}, got {' '.join(map(repr, values)) or 'nothing'}"
     if positional is not None and not loose:
-        return f"`fedhyper {command}` needs a {positional[0]}"
+        return f"`fedhyper {command}` needs a {positional}"
     extra = loose[1:] if positional is not None else loose
     return f"unexpected {extra[0]!r}; options begin with --" if extra else "the arguments could not be read"
 
@@ -108,14 +104,14 @@ def _accepted(kind: Any, values: Sequence[str]) -> bool:
         return len(wanted) == len(values) and all(
             _accepted(part, [value]) for part, value in zip(wanted, values, strict=True)
         )
+    if kind is bool:
+        return not values
     return len(values) == 1 and (kind is str or _is_number(values[0], kind))
 
 
 def _expected(hint: Any) -> str:
+    if hint is bool:
+        return "takes no value"
     if typing.get_origin(hint) is dict:
-        return "names and values in turn"
-    return " or ".join(describe(kind) for kind in kinds(hint))
-
-
-def _shown(values: Sequence[str]) -> str:
-    return " ".join(map(repr, values)) or "nothing"
+        return "must be names and values in turn"
+    return f"must be {' or '.join(describe(kind) for kind in kinds(hint))}"

@@ -262,7 +262,7 @@ def print_run(summary: dict[str, Any], console: Console | None = None) -> None:
         f"rounds to {target_text(measure)} (mean of {WINDOW} evaluations)": (
             _rounds_text(math.inf if reached is None else reached, [summary], summary["rounds"])
             if summary["evaluations"] >= WINDOW
-            else f"not measured with {summary['evaluations']} of them; evaluate more often, see --eval-every"
+            else f"not measured with {summary['evaluations']} of them"
         ),
         "last rates": f"global {_number(summary['last_global_rate'])}, "
         f"local {_number(summary['last_client_rate_median'])}",

@@ -29,6 +29,7 @@ MISTAKES = {
     "run --no-evaluate-clients=yes": "--no-evaluate-clients takes no value, got 'yes'; ",
     "run --rounds 3 --roundz 3 --seed x": "unknown option '--roundz'; did you mean --rounds? ",
     "run --methods G": "unknown option '--methods'; did you mean --method? ",
+    "run --bogus": "unknown option '--bogus'; ",
     "run -x": "unknown option '-x'; ",
     "run rounds": "unexpected 'rounds'; options begin with --; ",
     "compare --seeds a": "--seeds must be an integer or a list of integers, got 'a'; ",
@@ -37,6 +38,8 @@ MISTAKES = {
     "plot": "`fedhyper plot` needs a folder; ",
     "plot a b": "unexpected 'b'; options begin with --; ",
     "methods --markdown a b": "unexpected 'b'; options begin with --; ",
+    "methods --markdown scaffold --mrakdown": "unknown option '--mrakdown'; did you mean --markdown? ",
+    "bench --repeats 3 mlp --rounds": "--rounds must be an integer, got nothing; ",
     "bench mlp --repeats x": "--repeats must be an integer, got 'x'; ",
     "launch --processes 2 rnu": "--processes must be an integer, got '2' 'rnu'; ",
 }

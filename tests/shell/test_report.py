@@ -124,7 +124,7 @@ def test_the_table_shows_never_reached_and_plain_text_without_a_terminal():
 @pytest.mark.parametrize(
     ("accuracies", "final", "reached"),
     [
-        ([0.89], "(last evaluation)", "not measured with 1 of them; evaluate more often, see --eval-every"),
+        ([0.89], "(last evaluation)", "not measured with 1 of them"),
         ([0.2, None, 0.89], "(last 2 evaluations)", "not measured with 2 of them"),
         ([0.2, 0.3, 0.89], "(last 3 evaluations)", "> 3"),  # the mean of three is 0.46
         ([0.8, 0.8, 0.8, 0.8], "(last 3 evaluations)", "3"),
