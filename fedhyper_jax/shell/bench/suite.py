@@ -59,7 +59,7 @@ def bench(
     Example:
       >>> bench(["mpl"])
       Traceback (most recent call last):
-      ValueError: unknown job 'mpl'; known: ...
+      ValueError: unknown job 'mpl'; did you mean mlp? known: ...
     """
     settings = {"cohort_size": cohort_size, "strategy": strategy, "rounds": rounds, "repeats": repeats}
     jobs = check_bench(jobs, methods=methods, **settings, out=out)
