@@ -3,6 +3,7 @@
 Traced values pass unchecked: a sweep under ``vmap`` or ``jit`` hands tracers to the factories.
 """
 
+import difflib
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -167,4 +168,31 @@ def one_of(known: Iterable[str], **argument: Any) -> None:
     ((name, value),) = argument.items()
     names = list(known)
     if value not in names:
-        raise ValueError(f"unknown {name} {value!r}; known: {', '.join(map(str, names))}")
+        raise ValueError(f"unknown {name} {value!r}; {instead_of(value, names)}")
+
+
+def instead_of(value: Any, known: Iterable[str]) -> str:
+    """What a message offers instead of an unknown name: the nearest one first, then all.
+
+    Example:
+      >>> instead_of("fedxep", ["fedavg", "fedprox", "fedexp"])
+      'did you mean fedexp? known: fedavg, fedprox, fedexp'
+      >>> instead_of("paint", [])
+      'known: none'
+    """
+    names = list(map(str, known))
+    return f"{did_you_mean(value, names)}known: {', '.join(names) or 'none'}"
+
+
+def did_you_mean(value: Any, known: Iterable[str]) -> str:
+    """The question that begins an offer: the name nearest to a misspelled one; empty where all are far.
+
+    Example:
+      >>> did_you_mean("FedExP", ["fedavg", "fedexp"])
+      'did you mean fedexp? '
+    """
+    spelled: dict[str, str] = {}
+    for name in known:
+        spelled.setdefault(name.lower().lstrip("-"), name)  # (all options are alike in their dashes)
+    near = difflib.get_close_matches(str(value).lower().lstrip("-"), spelled, n=1, cutoff=0.65)
+    return f"did you mean {spelled[near[0]]}? " if near else ""

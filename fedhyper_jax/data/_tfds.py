@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fedhyper_jax import _validate
 from fedhyper_jax.data.dataset import Dataset, pixels
 
 
@@ -52,7 +53,8 @@ def load_tfds(
     features = builder.info.features
     for key in (image_key, label_key):
         if key not in features:
-            raise ValueError(f"{builder.name} has no feature {key!r}; it has {', '.join(sorted(features))}")
+            hint = _validate.did_you_mean(key, features)
+            raise ValueError(f"{builder.name} has no feature {key!r}; {hint}it has {', '.join(sorted(features))}")
     if not isinstance(features[label_key], tfds.features.ClassLabel):
         raise ValueError(f"feature {label_key!r} of {builder.name} is not a class label but {features[label_key]!r}")
     parts = []

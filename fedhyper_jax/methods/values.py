@@ -112,8 +112,8 @@ class Method:
             return TypeError(f"{option} is no option but a setting; give it with a loss: {self!r}(loss_fn, {option}=…)")
         known = sorted({known for part in self.parts for known in part.line.defaults})
         return ValueError(
-            f"method {self.name!r} takes no {option}; it takes {', '.join(known) or 'no options'}, and with a loss the "
-            f"settings {', '.join(SETTINGS)}"
+            f"method {self.name!r} takes no {option}; {_validate.did_you_mean(option, [*known, *SETTINGS])}"
+            f"it takes {', '.join(known) or 'no options'}, and with a loss the settings {', '.join(SETTINGS)}"
         )
 
     def __repr__(self) -> str:

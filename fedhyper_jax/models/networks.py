@@ -372,5 +372,7 @@ def make_model(name: str, num_classes: int, **settings) -> Model:
     known = list(inspect.signature(MODELS[name]).parameters)[1:]
     unknown = sorted(set(settings) - set(known))
     if unknown:
-        raise ValueError(f"model {name!r} has no setting {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
+        raise ValueError(
+            f"model {name!r} has no setting {', '.join(unknown)}; {_validate.instead_of(unknown[0], known)}"
+        )
     return MODELS[name](num_classes, **settings)

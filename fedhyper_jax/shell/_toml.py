@@ -5,6 +5,8 @@ import types
 import typing
 from typing import Any
 
+from fedhyper_jax import _validate
+
 _NAMES = {str: "a string", bool: "true or false", int: "an integer", float: "a number"}
 
 
@@ -32,7 +34,7 @@ def from_table(cls: type, table: dict[str, Any], where: str = "") -> Any:
     for key, value in table.items():
         if key not in fields:
             kind = f"key {key!r} in [{where}]" if where else f"table {key!r}"
-            raise ValueError(f"unknown {kind}; known: {', '.join(fields)}")
+            raise ValueError(f"unknown {kind}; {_validate.instead_of(key, fields)}")
         values[key] = _convert(hints[key], value, f"{where}.{key}" if where else key)
     return cls(**values)
 
@@ -46,15 +48,15 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return {key: _convert(kind, entry, f"{where}.{key}") for key, entry in value.items()}
     if dataclasses.is_dataclass(hint):
         return from_table(hint, value, where)
-    matches = [_match(kind, value) for kind in _kinds(hint)]
+    matches = [_match(kind, value) for kind in kinds(hint)]
     for matched, converted in matches:
         if matched:
             return converted
-    expected = " or ".join(_describe(kind) for kind in _kinds(hint))
+    expected = " or ".join(describe(kind) for kind in kinds(hint))
     raise ValueError(f"{where} must be {expected}, got {value!r}")
 
 
-def _kinds(hint: Any) -> list[Any]:
+def kinds(hint: Any) -> list[Any]:
     """The members of a union, None apart: a file says None by leaving the key out."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         return [kind for kind in typing.get_args(hint) if kind is not type(None)]
@@ -80,7 +82,13 @@ def _match(kind: Any, value: Any) -> tuple[bool, Any]:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), value
 
 
-def _describe(kind: Any) -> str:
+def describe(kind: Any) -> str:
+    """What a value of a member of a union is called in messages.
+
+    Example:
+      >>> describe(float), describe(tuple[int, ...]), describe(tuple[float, float])
+      ('a number', 'a list of integers', 'a list of 2 numbers')
+    """
     if typing.get_origin(kind) is not tuple:
         return _NAMES[kind]
     parts = typing.get_args(kind)

@@ -173,11 +173,9 @@ def _not_taken(option: str, names: Sequence[str], taken: Iterable[str]) -> str:
         return f"{', '.join(names)} takes no global_rate: {next(filter(None, own))}; leave it out"
     owners = [name for name, method in METHODS.items() if option in method.options]
     one = len(names) == 1
-    problem = (
-        f"{option} is of {', '.join(owners)}, not of {'' if one else 'any of '}{', '.join(names)}"
-        if owners
-        else f"unknown option {option!r} of {', '.join(names)}"
-    )
+    if not owners:
+        return f"unknown option {option!r} of {', '.join(names)}; {_validate.instead_of(option, sorted(taken))}"
+    problem = f"{option} is of {', '.join(owners)}, not of {'' if one else 'any of '}{', '.join(names)}"
     return f"{problem}; known: {', '.join(sorted(taken)) or 'none'}"
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from fedhyper_jax.shell.config import COMMANDS, CompareConfig, Config, ConfigError, DataConfig, RunConfig, load_config
+from fedhyper_jax.shell.mistakes import mistake
 from fedhyper_jax.shell.presets import PRESETS, preset_config
 
 _T = TypeVar("_T")
@@ -21,11 +22,11 @@ class SharedArguments:
     """Arguments that `run` and `compare` share."""
 
     config: str | None = None
-    """TOML file whose values the options below override."""
+    """TOML file whose values the options below override; that of a run folder says all but where the results go."""
     preset: str | None = None
     """Named configuration to start from: demo or fashion_mnist. --data NAME alone starts from the preset NAME."""
     overwrite: bool = False
-    """Replace an earlier run in the run folder."""
+    """Replace an earlier run in the run folder; with --config, only one that --out names."""
     resume: str | None = None
     """Run folder of a run that was stopped: go on from its last checkpoint, with its own settings."""
     quiet: bool = False
@@ -128,7 +129,7 @@ def parse_settings(command: str, cls: type[_T], arguments: Sequence[str]) -> tup
     if config is None and preset is None and data in PRESETS:
         preset = data
     if config is not None:
-        default = load_config(config, command)
+        default = _to_vary(config, command)
     elif preset is not None:
         default = preset_config(preset, command)
     else:
@@ -138,8 +139,21 @@ def parse_settings(command: str, cls: type[_T], arguments: Sequence[str]) -> tup
     options = {**default.method.options, **parsed.settings.method.options}
     options = {name: value for name, value in options.items() if value != "None"}
     parsed = dataclasses.replace(parsed, settings=_with_options(parsed.settings, options))
+    if config is not None and parsed.overwrite and _peek(arguments, "--out") is None:
+        folder = parsed.settings.folder
+        raise ConfigError(f"--overwrite with --config replaces only what --out names; add --out {folder}, or another")
     unchanged = preset is not None and parsed.settings == preset_config(preset, command)
     return parsed, preset if unchanged else None
+
+
+def _to_vary(path: str, command: str) -> Config:
+    """A configuration from its file; that of an earlier run without its folder, for another run goes elsewhere."""
+    from fedhyper_jax.shell.records import CONFIG, SUMMARY
+
+    config, file = load_config(path, command), pathlib.Path(path)
+    if file.name == CONFIG and file.with_name(SUMMARY).exists():
+        return dataclasses.replace(config, run=dataclasses.replace(config.run, out=None))
+    return config
 
 
 def _parse_resumed(command: str, cls: type[_T], arguments: Sequence[str], folder: str) -> _T:
@@ -181,24 +195,12 @@ def _peek(arguments: Sequence[str], option: str) -> str | None:
 
 
 def parse(cls: type[_T], arguments: Sequence[str], command: str, default: Any) -> _T:
-    """Parses with tyro, whose boxes of several lines become one line."""
-    errors = io.StringIO()
+    """Parses with tyro; what that says of a mistake, in several lines, is said in one."""
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(io.StringIO()):
             settings = {} if default is None else {"default": default}
             return tyro.cli(cls, args=list(arguments), prog=f"fedhyper {command}", config=_MARKERS, **settings)
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
-        raise ConfigError(f"{_first_paragraph(errors.getvalue())}; see `fedhyper {command} --help`") from None
-
-
-def _first_paragraph(box: str) -> str:
-    """The text in a box of tyro's before its first rule or empty line."""
-    lines = []
-    for line in box.splitlines()[1:]:
-        text = line.strip("│ ").strip()
-        if not text or set(text) <= set("─╰╯"):
-            break
-        lines.append(text)
-    return " ".join(lines).rstrip(".") or "the arguments could not be parsed"
+        raise ConfigError(mistake(cls, arguments, command)) from None

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from fedhyper_jax import _validate
 from fedhyper_jax.engine import IdleCoresWarning
 from fedhyper_jax.shell.arguments import (
     BenchArguments,
@@ -32,6 +33,7 @@ from fedhyper_jax.shell.config import (
     load_config,
     one_line,
 )
+from fedhyper_jax.shell.consoles import replace_what_cannot_be_shown
 
 HELP = """\
 usage: fedhyper COMMAND [OPTIONS]
@@ -77,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       >>> main(["paint"])  # prints: fedhyper: error: unknown command 'paint'; known: run, compare, plot, data, ...
       2
     """
+    replace_what_cannot_be_shown()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     commands: dict[str, Callable[[Sequence[str]], None]] = {
         "run": _run,
@@ -107,7 +110,7 @@ def _status_of(commands: dict[str, Callable[[Sequence[str]], None]], arguments: 
     """Runs a command; the exit status."""
     try:
         if arguments[0] not in commands:
-            raise ConfigError(f"unknown command {arguments[0]!r}; known: {', '.join(commands)}")
+            raise ConfigError(f"unknown command {arguments[0]!r}; {_validate.instead_of(arguments[0], commands)}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", IdleCoresWarning)  # one process is what was asked for here
             commands[arguments[0]](arguments[1:])
@@ -115,8 +118,7 @@ def _status_of(commands: dict[str, Callable[[Sequence[str]], None]], arguments: 
         print(f"fedhyper: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        how = str(interrupt) or "what was recorded so far is in the run folder"
-        print(f"fedhyper: interrupted; {how}", file=sys.stderr)
+        print("; ".join(filter(None, ("fedhyper: interrupted", str(interrupt)))), file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -188,18 +190,21 @@ def _is_finished(parsed: SharedArguments) -> bool:
 
 @contextlib.contextmanager
 def _says_how_to_go_on(command: str, parsed: SharedArguments) -> Iterator[None]:
-    """Gives Ctrl-C a message with the command that resumes the run."""
+    """Gives Ctrl-C a message with the folder, and with the command that resumes the run."""
     from fedhyper_jax.shell.records import SUMMARY
 
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        folder = parsed.settings.folder
-        if parsed.settings.run.checkpoint_every and (pathlib.Path(folder) / SUMMARY).exists():
+        folder = shlex.quote(os.fspath(parsed.settings.folder))
+        if not (pathlib.Path(parsed.settings.folder) / SUMMARY).exists():
+            how = f"nothing is recorded in {folder} yet"
+        elif not parsed.settings.run.checkpoint_every:
+            how = f"what was recorded is in {folder}; without checkpoints (--checkpoint-every 0) it cannot be resumed"
+        else:
             done = str(interrupt) or "what came after the last checkpoint will be done again"
-            command = f"fedhyper {command} --resume {shlex.quote(os.fspath(folder))}"
-            raise KeyboardInterrupt(f"{done}; go on with: {command}") from interrupt
-        raise
+            how = f"{done}; go on with: fedhyper {command} --resume {folder}"
+        raise KeyboardInterrupt(how) from interrupt
 
 
 def _in_processes(command: str, arguments: Sequence[str], parsed: SharedArguments, *, most: int) -> None:

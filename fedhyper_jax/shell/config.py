@@ -8,6 +8,7 @@ import dataclasses
 import os
 import pathlib
 import tomllib
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tomli_w
@@ -27,6 +28,16 @@ def one_line(error: BaseException) -> str:
     return ", ".join(lines).replace(":, ", ": ")
 
 
+def any_of(names: Sequence[str]) -> str:
+    """Names as a message offers them.
+
+    Example:
+      >>> any_of(["iid", "shards", "by_user"])
+      'iid, shards or by_user'
+    """
+    return " or ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
 AUTO = "auto"
 """The strategy that is chosen by timing throw-away rounds."""
 
@@ -41,8 +52,8 @@ class DataConfig:
     clients: int = 100
     """Number of clients."""
     partitioner: str | None = None
-    """dirichlet, iid, shards, quantity_skew or by_user. None: by_user where the data set knows its clients, dirichlet
-    where its examples have labels, else iid."""
+    """iid, quantity_skew; dirichlet and shards where examples have labels; by_user where they have users, as those of
+    synthetic_logistic and synthetic_text do. None: by_user if possible, else dirichlet, else iid."""
     alpha: float = 0.5
     """Of dirichlet: concentration; small is skewed."""
     shards_per_client: int = 2
@@ -70,7 +81,7 @@ class ModelConfig:
     """Which model. Settings left out take the model's own defaults."""
 
     name: Annotated[str, tyro.conf.arg(name="model")] = "mlp"
-    """logistic, mlp, cnn or resnet18; char_lstm for text."""
+    """logistic or mlp, of images cnn or resnet18 too; of text char_lstm and no other."""
     hidden: tuple[int, ...] | None = None
     """Of mlp and cnn: sizes of the hidden dense layers; of char_lstm: size of each of its layers, one number."""
     embedding: int | None = None

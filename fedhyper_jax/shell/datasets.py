@@ -23,12 +23,12 @@ from fedhyper_jax.data import (
     pack,
     partition_report,
 )
-from fedhyper_jax.shell.config import DataConfig
+from fedhyper_jax.shell.config import DataConfig, any_of
 
 _DIVISION = ("alpha", "shards_per_client", "distribution", "skew", "min_examples")
 """Settings that some partitioners take."""
-_BY_LABEL = ("dirichlet", "shards")
-"""Partitioners that go by labels."""
+_GOES_BY = {"dirichlet": "labels", "shards": "labels", "by_user": "users"}
+"""What partitioners go by that not every data set has."""
 
 
 class Clients(NamedTuple):
@@ -81,18 +81,12 @@ def build_partition(config: DataConfig) -> tuple[Dataset, Partition | None]:
       ('digits', 20)
     """
     _validate.one_of(LOADERS, **{"data set": config.name})
-    if config.partitioner is not None:
-        _validate.one_of(PARTITIONERS, partitioner=config.partitioner)
     dataset = load(config.name, **_loader_settings(config))
     if dataset.clients is not None:
         _check_undivided(config)
         return dataset, None
     partitioner = config.partitioner or _natural_partitioner(dataset)
-    if partitioner in _BY_LABEL and not dataset.has_labels:
-        raise ValueError(
-            f"partitioner {partitioner!r} goes by labels, and examples of {dataset.name!r} have none; use iid, "
-            f"quantity_skew{'' if dataset.train_client_ids is None else ' or by_user'}"
-        )
+    _check_partitioner(partitioner, dataset)
     partition = make_partition(
         partitioner,
         dataset.train["y"],
@@ -118,6 +112,19 @@ def _loader_settings(config: DataConfig) -> dict[str, Any]:
     if "num_clients" in taken:  # made-up data, client by client
         settings |= {"num_clients": config.clients, "seed": config.partition_seed}
     return settings
+
+
+def _check_partitioner(partitioner: str, dataset: Dataset) -> None:
+    """Refuses one that is unknown, or goes by what the examples lack; offers only those that can work."""
+    lacks = ([] if dataset.has_labels else ["labels"]) + (["users"] if dataset.train_client_ids is None else [])
+    usable = [name for name in PARTITIONERS if _GOES_BY.get(name) not in lacks]
+    if partitioner not in PARTITIONERS:
+        _validate.one_of(usable, partitioner=partitioner)
+    if partitioner not in usable:
+        raise ValueError(
+            f"partitioner {partitioner!r} goes by {_GOES_BY[partitioner]}, and examples of {dataset.name!r} have none; "
+            f"use {any_of(usable)}"
+        )
 
 
 def _natural_partitioner(dataset: Dataset) -> str:

@@ -76,7 +76,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     with contextlib.ExitStack() as stack:
         members, errors = [], []
         for index in range(processes):
-            error = None if index == 0 else stack.enter_context(tempfile.TemporaryFile("w+"))
+            error = None if index == 0 else stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
             pin = {available[index % len(available)]} if available else set()
             members.append(
                 subprocess.Popen(

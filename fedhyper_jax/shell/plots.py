@@ -46,6 +46,7 @@ class Curve(NamedTuple):
     method: str
     runs: list[list[Record]]
     number: int = 0  # among the methods without a style of their own
+    alone: bool = False  # no other curve to be told apart from
 
     @property
     def label(self) -> str:
@@ -54,16 +55,25 @@ class Curve(NamedTuple):
 
     @property
     def style(self) -> dict:
-        """Colour and dashes, the same in every picture."""
+        """Colour and dashes, the same in every picture; a curve alone is solid."""
         again, colour = divmod(self.number, len(_OTHERS))
         colour, dashes = _STYLES.get(self.method, (_OTHERS[colour], _DASHES[again % len(_DASHES)]))
+        dashes = "solid" if self.alone else dashes
         return {"color": colour, "linestyle": dashes, "linewidth": 2.4 if self.method == "fedavg" else 1.7}
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that all seeds have done; those of a killed comparison may differ."""
+        return min(map(len, self.runs))
+
+    def draw(self, axes: Axes, rounds: np.ndarray, values: np.ndarray) -> None:
+        """A line; a point where there is but one, of which no line can be drawn."""
+        axes.plot(rounds, values, label=self.label, marker="o" if len(rounds) == 1 else None, **self.style)
 
     def values(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Rounds done (from 1) and a field, (seeds, rounds); rounds without any value are left out."""
-        length = min(map(len, self.runs))  # a killed comparison may have seeds of different lengths
-        rounds = column(self.runs[0][:length], "round") + 1
-        values = np.stack([column(run[:length], name) for run in self.runs])
+        rounds = column(self.runs[0][: self.rounds], "round") + 1
+        values = np.stack([column(run[: self.rounds], name) for run in self.runs])
         known = np.isfinite(values).any(axis=0)
         return rounds[known], values[:, known]
 
@@ -140,7 +150,7 @@ def _marks(summary: dict[str, Any], local_rate: float | None = None) -> Marks:
 
 
 def _run_figures(records: list[Record], config: RunConfig | None, summary: dict[str, Any]) -> dict[str, Figure]:
-    lines = [Curve("" if config is None else config.method.name, [records])]
+    lines = [Curve("" if config is None else config.method.name, [records], alone=True)]
     marks = _marks(summary)
     figures = {}
     for name in _PANELS:
@@ -197,7 +207,7 @@ def _overview(lines: dict[float, list[Curve]], marks_of: dict[float, Marks], tit
         marks = marks_of[rate]
         _panel(row[0], "metric", at_rate, marks, title=f"{marks.title} from local rate {rate!r}")
         _draw_median_rates(row[1], at_rate, marks)
-        _finish(row[1], "Local rate (median client)")
+        _finish(row[1], at_rate, "Local rate (median client)")
         _panel(row[2], "global_rate", at_rate, marks)
     for axes in panels[:-1].ravel():
         axes.set_xlabel("")
@@ -231,7 +241,7 @@ def _panel(axes: Axes, name: str, lines: list[Curve], marks: Marks, title: str |
     draw(axes, lines, marks)
     known = name == "metric" and marks.measure is not None
     note = f" (target {target_text(marks.measure)})" if known else ""
-    _finish(axes, (title or (marks.title if name == "metric" else standard)) + note)
+    _finish(axes, lines, (title or (marks.title if name == "metric" else standard)) + note)
 
 
 def _draw_metric(axes: Axes, lines: list[Curve], marks: Marks) -> None:
@@ -275,7 +285,7 @@ def _draw_median_rates(axes: Axes, lines: list[Curve], marks: Marks) -> None:
     for line in _distinct(lines, "client_rate_median"):
         rounds, median = line.values("client_rate_median")
         if len(rounds):
-            axes.plot(rounds, np.nanmedian(median, axis=0), label=line.label, **line.style)
+            line.draw(axes, rounds, np.nanmedian(median, axis=0))
     axes.set_yscale("log")
     if marks.local_bounds is not None:
         lower, upper = marks.local_bounds
@@ -337,7 +347,7 @@ def _draw_clipped_share(axes: Axes, lines: list[Curve], marks: Marks) -> None:
         _, updates = _total(line, [whole for _, whole in SHARES.values()])
         made = updates > 0
         if made.any():
-            axes.plot(rounds[made], clipped[made] / updates[made], label=line.label, **line.style)
+            line.draw(axes, rounds[made], clipped[made] / updates[made])
     if not axes.lines:
         axes.text(0.5, 0.5, "no rate was updated", transform=axes.transAxes, ha="center", color="#555555")
     axes.set_ylim(-0.03, 1.03)
@@ -364,7 +374,7 @@ def _mean_and_spread(axes: Axes, line: Curve, name: str) -> None:
         return
     known = np.isfinite(values)
     mean = np.nanmean(values, axis=0)
-    axes.plot(rounds, mean, label=line.label, **line.style)
+    line.draw(axes, rounds, mean)
     if known.sum(axis=0).min() > 1:
         spread = np.nanstd(values, axis=0, ddof=1)
         # not beyond what was seen: an accuracy above 100 % or a negative rate would be nonsense
@@ -373,14 +383,15 @@ def _mean_and_spread(axes: Axes, line: Curve, name: str) -> None:
         axes.fill_between(rounds, low, high, color=line.style["color"], alpha=0.15, lw=0)
 
 
-def _finish(axes: Axes, title: str) -> None:
+def _finish(axes: Axes, lines: list[Curve], title: str) -> None:
     axes.set_title(title, loc="left", fontsize=10.5)
     axes.set_xlabel("rounds")
+    # the same in all panels of a picture, be it evaluated in few of the rounds
+    axes.set_xlim(0, 1.02 * max(line.rounds for line in lines))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e5e5e5", linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.margins(x=0.02)
     axes.tick_params(labelsize=9)
 
 

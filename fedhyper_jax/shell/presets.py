@@ -1,5 +1,6 @@
 """Named configurations. Numbers that come from a measurement have the command that made it beside them."""
 
+from fedhyper_jax import _validate
 from fedhyper_jax.shell.config import (
     CompareConfig,
     ConfigError,
@@ -60,7 +61,7 @@ def preset_config(name: str, command: str) -> RunConfig | CompareConfig:
       'G+CL'
     """
     if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+        raise ConfigError(f"unknown preset {name!r}; {_validate.instead_of(name, PRESETS)}")
     preset = PRESETS[name]
     if command == command_of(preset):
         return preset

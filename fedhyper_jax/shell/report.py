@@ -125,6 +125,7 @@ def _together(runs: list[dict[str, Any]], name: str) -> dict[str, Any]:
             "values": final,
         },
         f"best_{name}": [run[f"best_{name}"] for run in runs],
+        "evaluations": [run["evaluations"] for run in runs],
         "states": [run["state"] for run in runs],
         **{key: _mean([run[key] for run in runs]) for key in SHARES},
         **{key: [run[key] for run in runs] for key in last},
@@ -201,9 +202,10 @@ def print_comparison(summary: dict[str, Any], console: Console | None = None) ->
         cells = [cell for cell in summary["cells"] if cell["initial_local_rate"] == rate]
         title = f"{summary['data']}, initial local rate {rate!r}"
         console.print(_table_of(cells, measure, title=title, target=target))
+    evaluations = max(number for cell in summary["cells"] for number in cell["evaluations"])
     number = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
     console.print(
-        f"Final {measure.title}: mean of the last {WINDOW} evaluations of a run; mean ± standard deviation over "
+        f"Final {measure.title}: mean of the {_last_evaluations(evaluations)} of a run; mean ± standard deviation over "
         f"{number}. Rounds to {target}: first round at which the mean of {WINDOW} evaluations in a row reaches it; "
         f"median over seeds, never counting as infinite, “> {rounds}” where that is the median. Speed-up: "
         "FedAvg's rounds over the method's, at the same initial local rate; “≥” where FedAvg "
@@ -255,10 +257,12 @@ def print_run(summary: dict[str, Any], console: Console | None = None) -> None:
     rows = {
         "method": f"{summary['method']} from local rate {summary['initial_local_rate']:g}",
         "data": summary["data_source"],
-        f"final {measure.title} (last {WINDOW} evaluations)": final,
+        f"final {measure.title} ({_last_evaluations(summary['evaluations'])})": final,
         f"best {measure.title}": best,
-        f"rounds to {target_text(measure)}": _rounds_text(
-            math.inf if reached is None else reached, [summary], summary["rounds"]
+        f"rounds to {target_text(measure)} (mean of {WINDOW} evaluations)": (
+            _rounds_text(math.inf if reached is None else reached, [summary], summary["rounds"])
+            if summary["evaluations"] >= WINDOW
+            else f"not measured with {summary['evaluations']} of them"
         ),
         "last rates": f"global {_number(summary['last_global_rate'])}, "
         f"local {_number(summary['last_client_rate_median'])}",
@@ -277,6 +281,11 @@ def print_run(summary: dict[str, Any], console: Console | None = None) -> None:
     notes += [f"{summary[name]} {facts.note}." for name, facts in ROUND_NUMBERS.items() if facts.note and summary[name]]
     for note in notes:
         console.print(Text(f"Note: {note}", style="red"))
+
+
+def _last_evaluations(number: int) -> str:
+    """What a final value is the mean of, after so many evaluations."""
+    return "last evaluation" if number == 1 else f"last {min(WINDOW, number)} evaluations"
 
 
 def _precisely(measure: Measure, value: float | None) -> str:

@@ -1,5 +1,6 @@
 """From a data set and a configuration to a task: the model, its loss, its metrics, and what chance achieves."""
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from fedhyper_jax import _validate, models
 from fedhyper_jax.base import LossFunction, Model
 from fedhyper_jax.data import ClientData, Dataset, check_examples
-from fedhyper_jax.shell.config import ModelConfig
+from fedhyper_jax.shell.config import ModelConfig, any_of
 from fedhyper_jax.tasks import (
     Measure,
     Task,
@@ -31,7 +32,6 @@ class Kind(NamedTuple):
       loss: see `losses`.
       metrics: see `metrics`.
       measure: the metric reported first, with its chance level.
-      remedy: which models fit.
     """
 
     num_outputs: Callable[[Dataset], int]
@@ -39,7 +39,6 @@ class Kind(NamedTuple):
     loss: Callable[[Model], LossFunction]
     metrics: Callable[[Model], Any]
     measure: Callable[[Dataset], Measure]
-    remedy: str
 
 
 TASKS: dict[str, Kind] = {
@@ -49,7 +48,6 @@ TASKS: dict[str, Kind] = {
         loss=losses.cross_entropy,
         metrics=metrics.classification,
         measure=lambda dataset: accuracy_of_classes(dataset.num_classes),
-        remedy="use logistic, mlp, cnn or resnet18",
     ),
     "next_symbol": Kind(
         num_outputs=lambda dataset: dataset.num_classes,
@@ -57,7 +55,6 @@ TASKS: dict[str, Kind] = {
         loss=losses.cross_entropy,
         metrics=metrics.classification,
         measure=lambda dataset: accuracy_of_symbols(dataset.train["y"], dataset.num_classes),
-        remedy="use --model char_lstm",
     ),
     "regression": Kind(
         num_outputs=lambda dataset: dataset.train["y"].shape[-1],
@@ -65,7 +62,6 @@ TASKS: dict[str, Kind] = {
         loss=losses.squared_error,
         metrics=metrics.regression,
         measure=lambda dataset: error_of_targets(dataset.train["y"], dataset.test["y"]),
-        remedy="use logistic (without hidden layers a linear model), mlp, cnn or resnet18",
     ),
 }
 """Kinds of tasks by the name that a `Dataset` gives as its ``task``."""
@@ -97,15 +93,9 @@ def build_task(config: ModelConfig, dataset: Dataset, data: ClientData, target: 
     kind = TASKS[dataset.task]
     model = make_model(config, kind.num_outputs(dataset))
     inputs = jnp.asarray(dataset.train["x"][:1])
-    params = jax.eval_shape(model.init, jax.random.key(0), inputs)
-    outputs = jax.eval_shape(model.apply, params, inputs).shape
-    wanted = (1, *kind.output_shape(dataset))
-    if outputs != wanted:
-        raise ValueError(
-            f"model {config.name!r} makes outputs of shape {outputs} of an example of {dataset.name!r}, not {wanted}; "
-            f"{kind.remedy}"
-        )
+    _check_fits(model, config.name, dataset, inputs)
     loss_fn, measure = kind.loss(model), kind.measure(dataset)
+    params = jax.eval_shape(model.init, jax.random.key(0), inputs)
     for split, examples in (("train", dataset.train), ("test", dataset.test)):
         check_examples(examples)
         if hasattr(loss_fn, "check"):
@@ -120,6 +110,33 @@ def build_task(config: ModelConfig, dataset: Dataset, data: ClientData, target: 
         loss_fn=loss_fn,
         metrics_fn=kind.metrics(model),
         measure=measure if target is None else measure.with_target(target),
+    )
+
+
+def _check_fits(model: Model, name: str, dataset: Dataset, inputs: jax.Array) -> None:
+    """Refuses a model that makes something else of an example than its target; offers those that can work."""
+    kind = TASKS[dataset.task]
+    wanted = kind.output_shape(dataset)
+
+    def outputs_of(model: Model) -> tuple[int, ...]:
+        return jax.eval_shape(lambda x: model.apply(model.init(jax.random.key(0), x), x), inputs).shape[1:]
+
+    try:
+        if outputs_of(model) == wanted:
+            return
+        refusal = None
+    except ValueError as error:
+        refusal = error
+    fitting = []
+    for known in models.MODELS:
+        with contextlib.suppress(ValueError):
+            if outputs_of(models.make_model(known, kind.num_outputs(dataset))) == wanted:
+                fitting.append(known)
+    if refusal is not None and name in fitting:  # its settings are to blame
+        raise refusal
+    raise ValueError(
+        f"model {name!r} does not go with {dataset.name!r}, which has inputs of shape {inputs.shape[1:]} "
+        f"({inputs.dtype}) and asks for outputs of shape {wanted}; use {any_of(fitting)}"
     )
 
 

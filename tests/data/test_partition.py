@@ -229,7 +229,7 @@ def test_make_partition_is_the_partitioner():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((("dirichlett", LABELS, 5), {}), "unknown partitioner 'dirichlett'; known: iid, dirichlet, shards"),
+        ((("dirichlett", LABELS, 5), {}), "unknown partitioner 'dirichlett'; did you mean dirichlet"),
         ((("dirichlet", LABELS, 5), {}), "partitioner 'dirichlet' needs the setting alpha"),
         (
             (("iid", LABELS, 5), {"alpha": 0.5}),

@@ -174,7 +174,7 @@ def test_a_damaged_file_is_named(tmp_path):
 
 
 def test_names():
-    with pytest.raises(ValueError, match="unknown data set 'digit'; known: digits, fashion_mnist, mnist, cifar10"):
+    with pytest.raises(ValueError, match=r"unknown data set 'digit'; did you mean digits\? known: digits"):
         load("digit")
     with pytest.raises(ValueError, match="unknown source 'web'; known: auto, idx, tfds"):
         load_mnist(source="web")

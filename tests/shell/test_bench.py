@@ -166,9 +166,9 @@ def test_list(capsys):
 
 
 BAD = {
-    "job": (["mpl"], "unknown job 'mpl'; known: mlp, cnn"),
+    "job": (["mpl"], "unknown job 'mpl'; did you mean mlp? known: mlp, cnn"),
     "twice": (["mlp", "mlp"], "jobs must be different names, got ['mlp', 'mlp']; name each once"),
-    "method": (["mlp", "--methods", "GCL"], "unknown method 'GCL'; known: fedavg, G, SL, CL"),
+    "method": (["mlp", "--methods", "GCL"], "unknown method 'GCL'; did you mean CL? known: fedavg, G, SL, CL"),
     "methods": (["mlp", "--methods", "G", "G"], "methods must be one or more different names, got ['G', 'G']"),
     "rounds": (["mlp", "--rounds", "0"], "rounds must be an integer ≥ 1, got 0"),
     "repeats": (["mlp", "--repeats", "0"], "repeats must be an integer ≥ 1, got 0"),

@@ -74,3 +74,59 @@ def test_what_cannot_be_written_or_read(tmp_path):
     with pytest.raises(ValueError, match=r"params\['w'\] has no elements"):
         save_parameters(tmp_path / "new", {"w": jnp.zeros((0, 3))})
     assert not (tmp_path / "new").exists()
+
+
+LAYERS = {"layers": {index: jnp.full(2, index) for index in range(11)}}  # as NNX has a list of them
+
+
+def test_numbers_as_keys_need_like_and_keep_their_order(tmp_path):
+    save_parameters(tmp_path / "new", LAYERS)
+    with pytest.raises(ValueError, match=r"key 0, of which .* number or a string; give `like`"):
+        load_parameters(tmp_path / "new")
+    loaded = load_parameters(tmp_path / "new", like=LAYERS)
+    assert [int(leaf[0]) for leaf in jax.tree.leaves(loaded)] == list(range(11)) == list(loaded["layers"])
+
+
+@pytest.mark.parametrize("key", [1.5, (1, 2), True, "7"])
+def test_a_key_that_is_no_name_needs_like(key, tmp_path):
+    save_parameters(tmp_path / "new", {key: jnp.ones(1)})
+    with pytest.raises(ValueError, match="give `like`"):
+        load_parameters(tmp_path / "new")
+    assert list(load_parameters(tmp_path / "new", like={key: jnp.zeros(1)})) == [key]
+
+
+def test_lists_and_odd_names_need_nothing(tmp_path):
+    params = {"list": [jnp.full(1, index) for index in range(11)], "dense_10": jnp.ones(1), "a b": {"": jnp.ones(1)}}
+    save_parameters(tmp_path / "new", params)
+    same(load_parameters(tmp_path / "new"), params)
+
+
+@pytest.mark.parametrize("name", ["r[1]", "r*", "r?", "a[b]/c", "r[!1]"])
+def test_a_path_is_no_pattern(name, tmp_path):
+    """Neither is the folder taken for others, nor others for it."""
+    save_parameters(tmp_path / "r1", {"w": jnp.zeros(3)})
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    save_parameters(tmp_path / name, {"w": jnp.arange(3.0)})
+    same(load_parameters(tmp_path / name), {"w": jnp.arange(3.0)})
+    same(load_parameters(tmp_path / "r1"), {"w": jnp.zeros(3)})
+    assert not list(tmp_path.rglob("*tmp*"))
+    with pytest.raises(ValueError, match="exists already"):
+        save_parameters(tmp_path / name, {"w": jnp.zeros(3)})
+    with pytest.raises(FileNotFoundError, match="holds no parameters"):
+        load_parameters(tmp_path / name / "other")
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (jnp.ones(3), "tree of arrays, got one bare array; give"),
+        (0.5, "tree of arrays, got one bare array"),
+        ({}, "tree of arrays, got no array"),
+        (None, "tree of arrays, got no array"),
+        ({"a": {"b": "word"}}, r"params\['a'\]\['b'\] must be an array, got 'word'"),
+    ],
+)
+def test_what_is_no_tree_of_arrays_is_refused(params, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        save_parameters(tmp_path / "new", params)
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedhyper_jax.shell.arguments import CompareArguments, parse_settings
+from fedhyper_jax.shell.arguments import CompareArguments, RunArguments, parse_settings
 from fedhyper_jax.shell.checkpoint import load_parameters
 from fedhyper_jax.shell.cli import main
 from fedhyper_jax.shell.compare import compare
@@ -177,26 +178,32 @@ def test_diverging_clients_are_reported(tmp_path, capsys):
 
 BAD = {
     "unknown command": (["paint"], "unknown command 'paint'; known: run, compare, plot, data, methods"),
-    "unknown option": (["run", "--clinets", "4"], "Unrecognized options: --clinets, 4"),
-    "not a number": (["run", "--rounds", "many"], "Error parsing --rounds"),
-    "missing value": (["run", "--rounds"], "Missing value for argument '--rounds'"),
-    "data": (["run", "--data", "digit"], "unknown data set 'digit'; known: digits, fashion_mnist"),
-    "model": (["run", "--model", "mpl"], "unknown model 'mpl'; known: logistic, mlp, cnn"),
+    "unknown option": (["run", "--clinets", "4"], "unknown option '--clinets'; did you mean --clients? see `fedhyper"),
+    "not a number": (["run", "--rounds", "many"], "--rounds must be an integer, got 'many'; see `fedhyper run --help`"),
+    "missing value": (["run", "--rounds"], "--rounds must be an integer, got nothing"),
+    "data": (["run", "--data", "digit"], "unknown data set 'digit'; did you mean digits? known: digits, fashion"),
+    "model": (["run", "--model", "mpl"], "unknown model 'mpl'; did you mean mlp? known: logistic, mlp, cnn"),
     "model setting": (["run", "--model", "logistic", "--hidden", "3"], "model 'logistic' has no setting hidden"),
     "model shape": (["run", "--model", "cnn", "--channels", "2", "2", "2", "2"], "cannot be halved 4 times"),
-    "method": (["run", "--method", "GCL"], "unknown method 'GCL'; known: fedavg, G, SL, CL"),
+    "method": (["run", "--method", "GCL"], "unknown method 'GCL'; did you mean CL? known: fedavg, G, SL, CL"),
     "methods": (["compare", "--methods", "fedavg", "H"], "unknown method 'H'"),
     "methods twice": (["compare", "--methods", "G", "G"], "methods must be one or more different values"),
     "no rates": (["compare", "--local-rates"], "local_rates must be one or more different values"),
     "seeds": (["compare", "--seeds", "0"], "seeds must be a number ≥ 1"),
     "seed": (["run", "--seed", "-1"], "seeds must be integers from 0"),
-    "partitioner": (["run", "--partitioner", "dirichet"], "unknown partitioner 'dirichet'; known: iid, dirichlet"),
-    "by user": (["run", "--partitioner", "by_user"], "needs client_ids"),
+    "partitioner": (
+        ["run", "--partitioner", "dirichet"],
+        "unknown partitioner 'dirichet'; did you mean dirichlet? known: iid, dirichlet, shards, quantity_skew\n",
+    ),
+    "by user": (
+        ["data", "--partitioner", "by_user"],
+        "partitioner 'by_user' goes by users, and examples of 'digits' have none; use iid, dirichlet, shards or quant",
+    ),
     "alpha": (["run", "--alpha", "-1"], "alpha must be finite and > 0, got -1.0"),
     "clients": (["run", "--clients", "5000"], "use fewer clients"),
     "strategy": (["run", "--strategy", "fast"], "unknown strategy 'fast'; known: vectorized, sequential, debug"),
     "debug": (["compare", "--strategy", "debug"], "use it with `fedhyper run`"),
-    "preset": (["compare", "--preset", "dmeo"], "unknown preset 'dmeo'; known: demo, fashion_mnist"),
+    "preset": (["compare", "--preset", "dmeo"], "unknown preset 'dmeo'; did you mean demo? known: demo, fashion_mnist"),
     "two": (["run", "--preset", "demo", "--config", "x"], "give --config or --preset, not both"),
     "rate": (["run", "--local-rate", "-0.1"], "local_rate must be finite and > 0, got -0.1"),
     "rate nan": (["run", "--local-rate", "nan"], "local_rate must be finite and > 0, got nan"),
@@ -213,11 +220,11 @@ BAD = {
     "batch": (["run", "--batch-size", "0"], "batch_size must be an integer ≥ 1"),
     "target": (["run", "--target", "80"], "target must lie in (0, 1] for the accuracy, got 80.0; 0.8 is 80 %"),
     "hold out": (["run", "--hold-out", "1"], "hold_out must lie in [0, 1), got 1.0"),
-    "optimizer": (["run", "--server-optimizer", "adm"], "unknown server_optimizer 'adm'; known: sgd, momentum, adam"),
+    "optimizer": (["run", "--server-optimizer", "adm"], "unknown server_optimizer 'adm'; did you mean adam? known:"),
     "optimizer rate": (["run", "--server-optimizer-rate", "-1"], "server_optimizer_rate must be finite and > 0"),
     "no such option": (
         ["run", "--method", "fedprox+G", "--options", "proximal_wieght", "1"],
-        "unknown option 'proximal_wieght' of fedprox+G; known: global_bounds, global_gamma, global_rate, hyper_rate, ",
+        "unknown option 'proximal_wieght' of fedprox+G; did you mean proximal_weight? known: global_bounds",
     ),
     "option of another": (
         ["run", "--method", "scaffold", "--options", "proximal_weight", "1"],
@@ -233,7 +240,7 @@ BAD = {
         "hyper_rate is a setting of its own, not one of options; use --hyper-rate",
     ),
     "weighting as option": (["run", "--method", "feddyn", "--options", "weighting", "uniform"], "use --weighting"),
-    "option and no value": (["run", "--method", "fedprox", "--options", "proximal_weight"], "Error parsing --options"),
+    "option and no value": (["run", "--options", "proximal_weight"], "--options must be names and values in turn"),
     "word for a number": (
         ["run", "--method", "fedprox", "--options", "proximal_weight", "large"],
         "option proximal_weight must be a number, got 'large'",
@@ -265,7 +272,7 @@ BAD = {
         ["run", "--partitioner", "iid", "--alpha", "0.1"],
         "partitioner 'iid' takes no alpha, got 0.1; leave it out",
     ),
-    "which method": (["methods", "scafold"], "unknown method 'scafold'; known: fedavg, G, SL, CL"),
+    "which method": (["methods", "scafold"], "unknown method 'scafold'; did you mean scaffold? known: fedavg, G, SL"),
     "a page of one": (["methods", "scaffold", "--markdown"], "leave the name out"),
     "weighting": (["run", "--weighting", "size"], "unknown weighting 'size'; known: examples, uniform"),
     "no files": (
@@ -280,7 +287,7 @@ BAD = {
     "no folder": (["run", "--data-folder", "/tmp"], "data set 'digits' takes no folder"),
     "no config": (["run", "--config", "nowhere.toml"], "cannot read the configuration nowhere.toml"),
     "plot": (["plot", "nowhere"], "nowhere is not a run folder"),
-    "plot what": (["plot"], "folder"),
+    "plot what": (["plot"], "`fedhyper plot` needs a folder; see `fedhyper plot --help`"),
     "data picture": (["data", "--out", "picture.nonsense"], "nonsense"),
     "data name": (["data", "--data", "digit"], "unknown data set 'digit'"),
 }
@@ -295,13 +302,14 @@ def test_mistakes_are_one_line_and_status_2(arguments, tmp_path, monkeypatch, ca
     assert captured.out == ""
     assert message in captured.err
     assert captured.err.startswith("fedhyper: error: ") and captured.err.count("\n") == 1
+    assert captured.err.count("--help") <= 1 and "──" not in captured.err and "--- " not in captured.err
     assert not pathlib.Path("runs").exists()  # refused before anything was made
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[run]\nround = 3", "unknown key 'round' in [run]; known: rounds"),
+        ("[run]\nround = 3", "unknown key 'round' in [run]; did you mean rounds? known: rounds"),
         ("[run]\nrounds = 'three'", "run.rounds must be an integer, got 'three'"),
         ("rounds =", "is not valid TOML"),
         ("command = 'compare'", "is a configuration of `fedhyper compare`"),
@@ -322,6 +330,47 @@ def test_options_override_the_file_which_overrides_defaults(tmp_path):
     assert main(["run", f"--config={tmp_path / 'job.toml'}", "--cohort-size", "3", "--out", str(out), "--quiet"]) == 0
     config = load_config(out / "config.toml")
     assert (config.run.rounds, config.run.cohort_size, config.data.clients, config.run.seed) == (2, 3, 10, 0)
+
+
+def test_varying_a_run_leaves_it_alone(run_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = str(run_folder / "config.toml")
+    parsed, _ = parse_settings("run", RunArguments, ["--config", config, "--seed", "7"])
+    assert parsed.settings.folder == "runs/digits-G+CL-0.05-seed7"
+    assert parsed.settings.data == load_config(config).data and parsed.settings.run.rounds == 3
+    before = {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()}
+    shutil.copy(config, "copy.toml")  # still names the folder of the run
+    for file in (config, "copy.toml"):
+        assert main(["run", "--config", file, "--rounds", "2", "--overwrite", "--quiet"]) == 2
+        error = capsys.readouterr().err
+        assert "--overwrite with --config replaces only what --out names; add --out" in error and error.count("\n") == 1
+    assert main(["run", "--config", "copy.toml", "--rounds", "2", "--quiet"]) == 2
+    assert f"{run_folder} holds a run already" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()} == before
+    parsed, _ = parse_settings("run", RunArguments, ["--config", config, "--overwrite", f"--out={run_folder}"])
+    assert parsed.overwrite and parsed.settings.folder == str(run_folder)
+
+
+@pytest.mark.parametrize(
+    ("begun", "options", "message"),
+    [
+        (False, [], "nothing is recorded in 'a run' yet"),
+        (True, [], "the last checkpoint will be done again; go on with: fedhyper run --resume 'a run'"),
+        (True, ["--checkpoint-every", "0"], "is in 'a run'; without checkpoints (--checkpoint-every 0) it can"),
+    ],
+)
+def test_ctrl_c_names_the_folder(begun, options, message, tmp_path, monkeypatch, capsys):
+    def interrupted(config, **settings):
+        if begun:
+            pathlib.Path(config.folder).mkdir()
+            (pathlib.Path(config.folder) / "summary.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fedhyper_jax.shell.train.train", interrupted)
+    assert main(["run", "--out", "a run", *options]) == 130
+    error = capsys.readouterr().err
+    assert error.startswith("fedhyper: interrupted; ") and message in error and error.count("\n") == 1
 
 
 def test_data_alone_starts_from_the_preset_of_that_name():

@@ -79,8 +79,8 @@ def test_a_file_may_leave_out_what_has_a_default():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[run]\nround = 7", "unknown key 'round' in [run]; known: rounds, cohort_size"),
-        ("[runs]\nrounds = 7", "unknown table 'runs'; known: data, model, work, method, run, deployment"),
+        ("[run]\nround = 7", "unknown key 'round' in [run]; did you mean rounds? known: rounds, cohort_size"),
+        ("[runs]\nrounds = 7", "unknown table 'runs'; did you mean run? known: data, model, work, method"),
         ("[run]\nrounds = 'ten'", "run.rounds must be an integer, got 'ten'"),
         ("[run]\nrounds = 7.0", "run.rounds must be an integer, got 7.0"),
         ("[run]\nrounds = true", "run.rounds must be an integer, got True"),
@@ -117,7 +117,7 @@ def test_presets_serve_both_commands():
     run = preset_config("demo", "run")
     assert run.data == PRESETS["demo"].data and run.run.rounds == PRESETS["demo"].run.rounds
     assert run.folder != PRESETS["demo"].folder
-    with pytest.raises(ConfigError, match="unknown preset 'dmeo'; known: demo, fashion_mnist"):
+    with pytest.raises(ConfigError, match=r"unknown preset 'dmeo'; did you mean demo\? known: demo, fashion_mnist"):
         preset_config("dmeo", "run")
 
 

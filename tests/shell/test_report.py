@@ -4,7 +4,14 @@ import io
 import pytest
 from rich.console import Console
 
-from fedhyper_jax.shell.report import print_comparison, remarks, speed_up_text, summarise_cells, summarise_records
+from fedhyper_jax.shell.report import (
+    print_comparison,
+    print_run,
+    remarks,
+    speed_up_text,
+    summarise_cells,
+    summarise_records,
+)
 from fedhyper_jax.tasks import accuracy_of_classes
 
 
@@ -112,3 +119,31 @@ def test_the_table_shows_never_reached_and_plain_text_without_a_terminal():
     assert "digits, initial local rate 0.1" in text
     assert "50.0 ± 0.0 %" in text and "> 6" in text and "≥ 1.2×" in text and "rounds to 80%" in text
     assert "remarks" not in text
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "final", "reached"),
+    [
+        ([0.89], "(last evaluation)", "not measured with 1 of them"),
+        ([0.2, None, 0.89], "(last 2 evaluations)", "not measured with 2 of them"),
+        ([0.2, 0.3, 0.89], "(last 3 evaluations)", "> 3"),  # the mean of three is 0.46
+        ([0.8, 0.8, 0.8, 0.8], "(last 3 evaluations)", "3"),
+    ],
+)
+def test_a_run_says_over_how_many_evaluations(accuracies, final, reached):
+    facts = {"method": "G", "initial_local_rate": 0.1, "data_source": "d", "metric": dataclasses.asdict(ACCURACY)}
+    out = io.StringIO()
+    print_run({**run(accuracies), **facts}, Console(file=out, width=160))
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in out.getvalue().splitlines()]
+    rows = {cell[0]: cell[1] for cell in cells if len(cell) == 2}
+    assert f"final accuracy {final}" in rows
+    assert rows["rounds to 80% (mean of 3 evaluations)"].startswith(reached)
+
+
+@pytest.mark.parametrize(("evaluations", "text"), [(1, "last evaluation of"), (2, "last 2 eval"), (5, "last 3 ")])
+def test_a_comparison_says_over_how_many_evaluations(evaluations, text):
+    cells = summarise_cells({("G", 0.1): [run([0.5] * evaluations)]}, rounds=evaluations, measure=ACCURACY)
+    summary = {"cells": cells, "data": "digits", "rounds": evaluations, "seeds": [0], "local_rates": [0.1]}
+    out = io.StringIO()
+    print_comparison({**summary, "metric": dataclasses.asdict(ACCURACY)}, Console(file=out, width=300))
+    assert f"Final accuracy: mean of the {text}" in out.getvalue()

@@ -20,8 +20,10 @@ from fedhyper_jax.shell import train as shell_train
 from fedhyper_jax.shell.checkpoint import load_parameters
 from fedhyper_jax.shell.cli import main
 from fedhyper_jax.shell.config import ConfigError, load_config
+from fedhyper_jax.shell.plots import plot_folder
 from fedhyper_jax.shell.records import read_records, read_summary
 from fedhyper_jax.shell.resume import claim, newest, run_place
+from fedhyper_jax.shell.runs import load_run
 from tests.helpers import product
 
 TINY = ["--model", "logistic", "--clients", "12", "--cohort-size", "3", "--local-steps", "2", "--batch-size", "4"]
@@ -284,6 +286,15 @@ def test_equal_options_and_a_moved_folder_are_fine(stopped, undisturbed, tmp_pat
     arguments = ["--rounds", "10", "--out", str(tmp_path / "moved"), "--processes", "1", "--quiet"]
     assert main(["run", "--resume", str(tmp_path / "moved"), *arguments]) == 0
     same_results(tmp_path / "moved", undisturbed)
+
+
+def test_a_folder_whose_name_looks_like_a_pattern(stopped, undisturbed, tmp_path):
+    folder = pathlib.Path(shutil.move(stopped(6), tmp_path / "r[1]*"))
+    assert main(["run", "--resume", str(folder), "--quiet"]) == 0
+    same_results(folder, undisturbed)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in undisturbed.iterdir())
+    assert load_run(folder).params is not None
+    assert all(path.parent == folder / "plots" and path.is_file() for path in plot_folder(folder))
 
 
 def test_negative_rounds_between_checkpoints_are_refused(capsys, tmp_path):

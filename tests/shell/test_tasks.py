@@ -110,17 +110,29 @@ def test_every_division_is_described(name, tmp_path, capsys):
 BAD = {
     "text and a model of images": (
         ["--data", "synthetic_text"],
-        "model 'mlp' makes outputs of shape (1, 32) of an example of 'synthetic_text', not (1, 20, 32); use --model "
-        "char_lstm",
+        "model 'mlp' does not go with 'synthetic_text', which has inputs of shape (20,) (int32) and asks for outputs "
+        "of shape (20, 32); use char_lstm\n",
     ),
-    "images and a model of text": (["--model", "char_lstm"], "inputs must be integers (batch, length)"),
+    "images and a model of text": (
+        ["--model", "char_lstm"],
+        "model 'char_lstm' does not go with 'digits', which has inputs of shape (8, 8, 1) (float32) and asks for "
+        "outputs of shape (10,); use logistic, mlp, cnn or resnet18\n",
+    ),
+    "vectors and a model of images": (
+        ["--data", "diabetes", "--model", "cnn"],
+        "which has inputs of shape (10,) (float32) and asks for outputs of shape (1,); use logistic or mlp\n",
+    ),
+    "a model that fits and its settings": (
+        ["--model", "cnn", "--channels", "2", "2", "2", "2"],
+        "cannot be halved 4 times",
+    ),
     "two sizes": (
         ["--data", "synthetic_text", "--model", "char_lstm", "--hidden", "8", "8"],
         "hidden of 'char_lstm' must be one number, got [8, 8]",
     ),
     "labels": (
         ["--data", "diabetes", "--partitioner", "dirichlet"],
-        "partitioner 'dirichlet' goes by labels, and examples of 'diabetes' have none; use iid, quantity_skew",
+        "partitioner 'dirichlet' goes by labels, and examples of 'diabetes' have none; use iid or quantity_skew\n",
     ),
     "made and divided": (
         ["--data", "procedural_logistic", "--partitioner", "iid"],

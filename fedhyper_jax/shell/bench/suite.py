@@ -59,7 +59,7 @@ def bench(
     Example:
       >>> bench(["mpl"])
       Traceback (most recent call last):
-      ValueError: unknown job 'mpl'; known: ...
+      ValueError: unknown job 'mpl'; did you mean mlp? known: ...
     """
     settings = {"cohort_size": cohort_size, "strategy": strategy, "rounds": rounds, "repeats": repeats}
     jobs = check_bench(jobs, methods=methods, **settings, out=out)
@@ -124,7 +124,7 @@ def _in_own_process(name: str, settings: dict[str, Any], processes: int | None) 
         environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
         command = [sys.executable, "-m", "fedhyper_jax.shell.cli", "bench", name, *options, "--out", str(out)]
         done = subprocess.run(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False, env=environment
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", env=environment
         )
         if not out.is_file():
             last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
