@@ -2,7 +2,6 @@
 
 import gc
 import os
-import shutil
 
 # Compiling is most of the time that so small models take, and XLA's older and simpler way to write loops compiles
 # three times as fast; `XLA_FLAGS= make test` compiles as users do.
@@ -10,7 +9,7 @@ QUICK = ("backend_optimization_level=0", "cpu_use_fusion_emitters=false", "cpu_p
 os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{flag}" for flag in QUICK))
 # Commands started from tests are one process, unless a test says otherwise.
 os.environ["FEDHYPER_PROCESSES"] = "1"
-# Commands started from tests keep nothing that they compile, but where that is the subject.
+# Nothing that tests compile is worth keeping on disk; test_launch.py switches the cache on where it is the subject.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import chex
@@ -34,21 +33,6 @@ if "device_count=4" not in os.environ["XLA_FLAGS"]:
 def pytest_addoption(parser):
     """``--all`` runs the full product too: every method with every strategy, dtype and sweep (``make test-all``)."""
     parser.addoption("--all", action="store_true", help="run the tests marked 'product' too")
-
-
-def pytest_configure(config):
-    """What tests compile in their own process is kept for the next time, below .pytest_cache, up to a gigabyte.
-
-    JAX finds a program by its text, the flags and its own version, so a change of the code compiles what it changes.
-    ``pytest --cache-clear`` forgets all of it.
-    """
-    programs = config.cache.mkdir("programs")
-    if not hasattr(config, "workerinput") and sum(file.stat().st_size for file in programs.iterdir()) > 2**30:
-        shutil.rmtree(programs)
-    jax.config.update("jax_enable_compilation_cache", True)
-    jax.config.update("jax_compilation_cache_dir", str(programs))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.hookimpl(tryfirst=True)
