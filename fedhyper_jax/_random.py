@@ -1,16 +1,14 @@
 """How keys are derived: by round number and client id, never by position; so order and chunks change nothing."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.extend import random
-from jaxtyping import Array, Int, UInt32
+from jaxtyping import Array, Int
 
+from fedhyper_jax._threefry import unrolled
 from fedhyper_jax.base import PyTree
 
 
@@ -29,22 +27,26 @@ def round_keys(key: Array, round_number: Int[Array, ""]) -> RoundKeys:
 
 def batch_key(clients_key: Array, client_id: Int[Array, ""]) -> Array:
     """Key of a client's batches in the round that ``clients_key`` belongs to."""
-    return jax.random.fold_in(jax.random.fold_in(clients_key, client_id), 0)
+    return _of_client(clients_key, client_id, 0)
 
 
 def failure_key(clients_key: Array, client_id: Int[Array, ""]) -> Array:
     """Key of what goes wrong with a client in that round."""
-    return jax.random.fold_in(jax.random.fold_in(clients_key, client_id), 1)
-
-
-def loss_key(clients_key: Array, client_id: Int[Array, ""]) -> Array:
-    """Key of what a client's losses draw in that round; folded with the number of the step."""
-    return jax.random.fold_in(jax.random.fold_in(clients_key, client_id), 3)
+    return _of_client(clients_key, client_id, 1)
 
 
 def optimizer_key(clients_key: Array, client_id: Int[Array, ""]) -> Array:
     """Key of the noise of a client's optimizer in that round."""
-    return jax.random.fold_in(jax.random.fold_in(clients_key, client_id), 2)
+    return _of_client(clients_key, client_id, 2)
+
+
+def loss_key(clients_key: Array, client_id: Int[Array, ""]) -> Array:
+    """Key of what a client's losses draw in that round; folded with the number of the step."""
+    return _of_client(clients_key, client_id, 3)
+
+
+def _of_client(clients_key: Array, client_id: Int[Array, ""], purpose: int) -> Array:
+    return jax.random.fold_in(jax.random.fold_in(clients_key, client_id), purpose)
 
 
 _KEY_FIELDS = ("key", "rng_key")
@@ -84,75 +86,3 @@ def _is_key(path: tuple, leaf: Array) -> bool:
     name = getattr(path[-1], "name", getattr(path[-1], "key", None)) if path else None
     old_style = jax.eval_shape(jax.random.PRNGKey, 0)
     return name in _KEY_FIELDS and dtype == old_style.dtype and jnp.shape(leaf)[-1:] == old_style.shape
-
-
-def unrolled(key: Array) -> Array:
-    """The same key, with the same numbers, which on a CPU are drawn several times faster.
-
-    There JAX writes threefry's twenty rounds as a loop over arrays in memory, some ten compiled functions for every
-    place that draws. Written one after the other they are part of the one function that uses the numbers.
-    """
-    if str(jax.random.key_impl(key)) != "threefry2x32" or not jax.config.jax_threefry_partitionable:
-        return key
-    return jax.random.wrap_key_data(jax.random.key_data(key), impl=_UNROLLED)
-
-
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_KEY_PARITY = np.uint32(0x1BD11BDA)
-
-
-@jax.jit
-def _threefry(key: UInt32[Array, "2"], high: UInt32[Array, "*shape"], low: UInt32[Array, "*shape"]):
-    """Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror, Shaw, `Parallel Random Numbers: As Easy as 1, 2, 3
-    <https://doi.org/10.1145/2063384.2063405>`_, 2011) of counters of two words.
-    """
-    schedule = (key[0], key[1], key[0] ^ key[1] ^ _KEY_PARITY)
-    x, y = high + schedule[0], low + schedule[1]
-    for group in range(5):
-        for rotation in _ROTATIONS[group % 2]:
-            x = x + y
-            y = x ^ ((y << np.uint32(rotation)) | (y >> np.uint32(32 - rotation)))
-        x = x + schedule[(group + 1) % 3]
-        y = y + schedule[(group + 2) % 3] + np.uint32(group + 1)
-    return x, y
-
-
-def _of_counters(key: UInt32[Array, "2"], number: int):
-    """The hashes of the counters 0, 1, …"""
-    return _threefry(key, jnp.zeros(number, jnp.uint32), jax.lax.iota(jnp.uint32, number))
-
-
-def _seed(seed: Int[Array, ""]) -> UInt32[Array, "2"]:
-    return jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
-
-
-def _fold_in(key: UInt32[Array, "2"], data: UInt32[Array, ""]) -> UInt32[Array, "2"]:
-    return jnp.stack(_threefry(key, jnp.zeros((), jnp.uint32), jnp.asarray(data, jnp.uint32)))
-
-
-def _split(key: UInt32[Array, "2"], shape: tuple[int, ...]) -> UInt32[Array, "*shape 2"]:
-    return jnp.stack(_of_counters(key, math.prod(shape)), axis=-1).reshape(*shape, 2)
-
-
-def _bits(key: UInt32[Array, "2"], bit_width: int, shape: tuple[int, ...]) -> Array:
-    number = math.prod(shape)
-    if number > 2**32:  # counters with an upper word
-        rolled = jax.random.wrap_key_data(key, impl="threefry2x32")
-        return jax.random.bits(rolled, shape, jnp.dtype(f"uint{bit_width}"))
-    high, low = _of_counters(key, number)
-    if bit_width == 64:
-        bits = (high.astype(jnp.uint64) << np.uint64(32)) | low.astype(jnp.uint64)
-    else:
-        bits = (high ^ low).astype(jnp.dtype(f"uint{bit_width}"))
-    return bits.reshape(shape)
-
-
-_UNROLLED = random.define_prng_impl(
-    key_shape=(2,),
-    seed=_seed,
-    split=_split,
-    random_bits=_bits,
-    fold_in=_fold_in,
-    name="threefry2x32_unrolled",
-    tag="fhu",
-)

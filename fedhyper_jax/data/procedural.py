@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from fedhyper_jax import _random, _validate
+from fedhyper_jax import _validate
+from fedhyper_jax._threefry import unrolled
 from fedhyper_jax.base import Batch, PyTree
 from fedhyper_jax.data.dataset import Dataset
 from fedhyper_jax.data.federated import ClientView
@@ -75,7 +76,7 @@ class ProceduralData:
         return ClientView(size=self.sizes_of(client_id), rows_of=lambda positions: positions, fetch=jax.vmap(one))
 
     def _keys(self, client_id):
-        return jax.random.split(jax.random.fold_in(_random.unrolled(self.key), client_id), 3)
+        return jax.random.split(jax.random.fold_in(unrolled(self.key), client_id), 3)
 
     def _size(self, key):
         return jnp.clip(self.recipe.size(key, self.shared), 1, self.max_examples).astype(jnp.int32)

@@ -22,13 +22,13 @@ from fedhyper_jax.data import Cohort, LocalWork, check_client_ids
 from fedhyper_jax.engine.checks import (
     as_optimizer,
     as_parameters,
-    check_examples,
     check_key,
     check_optimizers,
     check_parts,
     check_populations,
     check_rate,
     check_state,
+    check_training_examples,
     populations_of,
 )
 from fedhyper_jax.engine.diagnoses import warn_of_slow_convolutions
@@ -174,7 +174,7 @@ def federated_algorithm(
         check_client_ids(cohort.client_ids, cohort.data.population)
         check_state(state, first_state)
         check_populations(populations, cohort.data.population)
-        check_examples(loss_fn, state, cohort.data)
+        check_training_examples(loss_fn, state, cohort.data)
         return one_round(key, state, cohort)
 
     return FederatedAlgorithm(
@@ -182,7 +182,7 @@ def federated_algorithm(
         round=round_fn,
         evaluated_params=mean_of_last_two if evaluate_at == "mean_of_last_two" else current_params,
         diagnose=functools.partial(warn_of_slow_convolutions, loss_fn, work),
-        check=functools.partial(check_examples, loss_fn),
+        check=functools.partial(check_training_examples, loss_fn),
         with_rates=functools.partial(_with_rates, parts, strategy, first_state),
     )
 

@@ -197,7 +197,7 @@ def check_rate(state: PyTree, *, name: str) -> PyTree:
     return state
 
 
-def check_examples(loss_fn: LossFunction, state: ServerState, data: ClientData) -> None:
+def check_training_examples(loss_fn: LossFunction, state: ServerState, data: ClientData) -> None:
     """Raises ValueError for stored examples that the loss function's own ``check`` refuses."""
     check = getattr(loss_fn, "check", None)
     if check is not None and isinstance(data, FederatedData):

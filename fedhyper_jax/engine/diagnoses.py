@@ -158,7 +158,7 @@ def watch_left_out() -> Callable[[Any], None]:
             return
         if first is None:
             at = tuple(np.argwhere(many)[0])
-            first = {name: int(getattr(info, name)[at]) for name in info._fields if name in _TOLD}
+            first = {name: int(getattr(info, name)[at]) for name in _TOLD}
         rounds_so_far = rounds_so_far + many.sum(-1)
         if np.max(rounds_so_far) < _ROUNDS:
             return

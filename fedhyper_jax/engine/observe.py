@@ -4,7 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from fedhyper_jax import _tree
 from fedhyper_jax.base import NOT_FINITE, RATE_ROWS, RoundInfo, ServerState
@@ -32,12 +32,10 @@ def observe(
     global_report, local_report = (_tree.select(someone, report, RateReport.none()) for report in step.reports)
     client_reports = jax.tree.map(over_participants, records.rate_report)
     nan = jnp.full((), jnp.nan, product.dtype)
-    lowest, median, highest = _spread(jnp.where(alive, records.rate, nan), jnp.sum(alive, dtype=jnp.int32))
     losses = jnp.zeros_like(alive) if records.lost is None else records.lost
     participants, started, lost = (jnp.sum(x, dtype=jnp.int32) for x in (alive, plan.started, losses))
-    left_out = plan.started & (records.not_finite > 0) & ~losses
-    first, someone_left_out = jnp.argmax(left_out), jnp.any(left_out)
-    because_of_all = jnp.where(verdict.finite, 0, NOT_FINITE.index("the server's step"))
+    lowest, median, highest = _spread(jnp.where(alive, records.rate, nan), participants)
+    first_left_out, because = _first_left_out(plan, records, losses, verdict)
     sent = _traffic(parts, state, gathered)
     taken_back, global_rate = someone & ~verdict.accepted, new_state.global_rate.rate
     if verdict.takes_back:  # the rate that the round used, not the one that is left after it
@@ -60,8 +58,8 @@ def observe(
         client_loss=jnp.where(someone, gathered.client_loss, nan),
         participants=participants,
         left_out=started - lost - participants,
-        first_left_out=jnp.where(someone_left_out, plan.clients.client_id[first], -1),
-        left_out_because=jnp.where(someone_left_out, records.not_finite[first], because_of_all),
+        first_left_out=first_left_out,
+        left_out_because=because,
         not_started=plan.cohort_size - started,
         lost=lost,
         taken_back=taken_back.astype(jnp.int32),
@@ -78,6 +76,19 @@ def _spread(values: Float[Array, " cohort"], number: Int[Array, ""]) -> tuple[Fl
     last = jnp.maximum(number - 1, 0)
     low, middle, above, high = ranked[jnp.stack([jnp.zeros_like(last), last >> 1, (last + 1) >> 1, last])]
     return low, 0.5 * middle + 0.5 * above, high
+
+
+def _first_left_out(
+    plan: Plan, records: ClientRecord, lost: Bool[Array, " cohort"], verdict: Verdict
+) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """The id of the first client that is left out, −1 if there is none, and a number of `NOT_FINITE`: the reason."""
+    left_out = plan.started & (records.not_finite > 0) & ~lost
+    first, someone = jnp.argmax(left_out), jnp.any(left_out)
+    reason_of_all = jnp.where(verdict.finite, 0, NOT_FINITE.index("the server's step"))
+    return (
+        jnp.where(someone, plan.clients.client_id[first], -1),
+        jnp.where(someone, records.not_finite[first], reason_of_all),
+    )
 
 
 def _traffic(parts: Parts, state: ServerState, gathered: Gathered) -> Traffic:

@@ -210,10 +210,10 @@ def _check_run(
     if not _validate.is_traced(total_rounds):
         rates.check_horizon(state.global_rate, int(total_rounds), name="global_rate")
         rates.check_horizon(state.local_rate, int(total_rounds), name="local_rate")
-    check_examples(algorithm, state, data, schedule.evaluate, evaluation_data)
+    check_known_data(algorithm, state, data, schedule.evaluate, evaluation_data)
 
 
-def check_examples(
+def check_known_data(
     algorithm: FederatedAlgorithm, state: ServerState, data: ClientData, evaluate, evaluation_data
 ) -> None:
     """Raises ValueError for examples, where they are known, that training or evaluation would get silently wrong."""

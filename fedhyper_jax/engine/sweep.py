@@ -13,7 +13,7 @@ from fedhyper_jax.base import FederatedAlgorithm, Params, PyTree
 from fedhyper_jax.data import ClientData
 from fedhyper_jax.engine.checks import as_parameters
 from fedhyper_jax.engine.diagnoses import watch_idle_cores, watch_left_out
-from fedhyper_jax.engine.simulation import Callback, History, check_examples, run_chunks, simulate
+from fedhyper_jax.engine.simulation import Callback, History, check_known_data, run_chunks, simulate
 from fedhyper_jax.parts import rates
 
 
@@ -84,7 +84,7 @@ def sweep(
         state = algorithm.init(jax.tree.map(lambda p: p[0], params))
         rates.check_horizon(state.global_rate, rounds, name="global_rate")
         rates.check_horizon(state.local_rate, rounds, name="local_rate")
-    check_examples(algorithm, state, data, simulation.get("evaluate"), simulation.get("evaluation_data"))
+    check_known_data(algorithm, state, data, simulation.get("evaluate"), simulation.get("evaluation_data"))
     if states is None:
         states = _start(make_algorithm, settings, params)
     first_round = int(states.round.reshape(-1)[0])

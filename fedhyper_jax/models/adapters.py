@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import errors, linen, nnx
 
-from fedhyper_jax import _random
+from fedhyper_jax._threefry import unrolled
 from fedhyper_jax.base import Model, Params
 
 _REMEDY = (
@@ -64,7 +64,7 @@ def from_linen(module: linen.Module, *, train: linen.Module | None = None) -> Mo
 
     def init(key, inputs) -> Params:
         spec = jax.ShapeDtypeStruct(jnp.shape(inputs), inputs.dtype)
-        variables = module.lazy_init(_random.unrolled(key), spec, **evaluating)
+        variables = module.lazy_init(unrolled(key), spec, **evaluating)
         others = sorted(set(variables) - {"params"})
         if others:
             raise ValueError(f"{type(module).__name__} has the variables {', '.join(others)} next to params; {_REMEDY}")
@@ -144,7 +144,7 @@ def from_nnx(module_or_factory: nnx.Module | Callable[[nnx.Rngs], nnx.Module]) -
     def init(key, inputs) -> Params:
         if module is given:
             return initial
-        return nnx.to_pure_dict(nnx.state(given(nnx.Rngs(_random.unrolled(key))), nnx.Param))
+        return nnx.to_pure_dict(nnx.state(given(nnx.Rngs(unrolled(key))), nnx.Param))
 
     streams, structure = jax.tree.flatten(random)
 

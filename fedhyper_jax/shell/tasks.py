@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedhyper_jax import _validate, models
-from fedhyper_jax.base import LossFunction, Model
+from fedhyper_jax.base import LossFunction, Model, Params
 from fedhyper_jax.data import ClientData, Dataset, check_examples
 from fedhyper_jax.shell.config import ModelConfig, any_of
 from fedhyper_jax.tasks import (
@@ -93,9 +93,8 @@ def build_task(config: ModelConfig, dataset: Dataset, data: ClientData, target: 
     kind = TASKS[dataset.task]
     model = make_model(config, kind.num_outputs(dataset))
     inputs = jnp.asarray(dataset.train["x"][:1])
-    _check_fits(model, config.name, dataset, inputs)
+    params = _checked_params(model, config.name, dataset, inputs)
     loss_fn, measure = kind.loss(model), kind.measure(dataset)
-    params = jax.eval_shape(model.init, jax.random.key(0), inputs)
     for split, examples in (("train", dataset.train), ("test", dataset.test)):
         check_examples(examples)
         if hasattr(loss_fn, "check"):
@@ -113,24 +112,29 @@ def build_task(config: ModelConfig, dataset: Dataset, data: ClientData, target: 
     )
 
 
-def _check_fits(model: Model, name: str, dataset: Dataset, inputs: jax.Array) -> None:
-    """Refuses a model that makes something else of an example than its target; offers those that can work."""
+def _checked_params(model: Model, name: str, dataset: Dataset, inputs: jax.Array) -> Params:
+    """The shapes of a model's parameters.
+
+    Refuses a model that makes something else of an example than its target; offers those that can work.
+    """
     kind = TASKS[dataset.task]
     wanted = kind.output_shape(dataset)
 
-    def outputs_of(model: Model) -> tuple[int, ...]:
-        return jax.eval_shape(lambda x: model.apply(model.init(jax.random.key(0), x), x), inputs).shape[1:]
+    def shapes_of(model: Model) -> tuple[Params, tuple[int, ...]]:
+        params = jax.eval_shape(model.init, jax.random.key(0), inputs)
+        return params, jax.eval_shape(model.apply, params, inputs).shape[1:]
 
     try:
-        if outputs_of(model) == wanted:
-            return
+        params, outputs = shapes_of(model)
+        if outputs == wanted:
+            return params
         refusal = None
     except ValueError as error:
         refusal = error
     fitting = []
     for known in models.MODELS:
         with contextlib.suppress(ValueError):
-            if outputs_of(models.make_model(known, kind.num_outputs(dataset))) == wanted:
+            if shapes_of(models.make_model(known, kind.num_outputs(dataset)))[1] == wanted:
                 fitting.append(known)
     if refusal is not None and name in fitting:  # its settings are to blame
         raise refusal

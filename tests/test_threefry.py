@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedhyper_jax import _random
+from fedhyper_jax import _threefry
 
 KEYS = [jax.random.key(0), jax.random.key(2**31 - 1), jax.random.fold_in(jax.random.key(7), 2**32 - 1)]
 
 
 def same(draw, key):
     """Asserts that a draw is the same with either key."""
-    theirs, ours = (jax.tree.map(np.asarray, draw(k)) for k in (key, _random.unrolled(key)))
+    theirs, ours = (jax.tree.map(np.asarray, draw(k)) for k in (key, _threefry.unrolled(key)))
     assert theirs.dtype == ours.dtype
     np.testing.assert_array_equal(theirs, ours)
 
@@ -40,12 +40,12 @@ def test_numbers_of_unrolled_keys(key):
 
 def test_what_is_unrolled():
     key = jax.random.key(3)
-    assert jax.random.key_impl(_random.unrolled(key)) != jax.random.key_impl(key)
-    unrolled = _random.unrolled(key)
-    assert _random.unrolled(unrolled) is unrolled
-    raw = _random.unrolled(jax.random.PRNGKey(3))  # old-style keys are numbers alone
+    assert jax.random.key_impl(_threefry.unrolled(key)) != jax.random.key_impl(key)
+    unrolled = _threefry.unrolled(key)
+    assert _threefry.unrolled(unrolled) is unrolled
+    raw = _threefry.unrolled(jax.random.PRNGKey(3))  # old-style keys are numbers alone
     np.testing.assert_array_equal(jax.random.key_data(raw), jax.random.key_data(key))
     other = jax.random.key(3, impl="rbg")
-    assert _random.unrolled(other) is other
+    assert _threefry.unrolled(other) is other
     with jax.threefry_partitionable(False):  # other numbers, which are not ours to change
-        assert _random.unrolled(key) is key
+        assert _threefry.unrolled(key) is key
