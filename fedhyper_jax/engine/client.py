@@ -266,6 +266,7 @@ def _trained(client: _Client, start: Params, end: _Carry, full_gradient: Callabl
     own = (c.update for term, c in zip(client.trainer.terms, contributions, strict=True) if term.defines_step)
     result = ClientResult(
         update=next(own, update),
+        displacement=update,
         rate=end.rate.rate,
         rate_state=end.rate,
         loss=end.loss,

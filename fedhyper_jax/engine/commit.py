@@ -12,6 +12,14 @@ from fedhyper_jax.engine.train import ClientRecord
 from fedhyper_jax.parts import Parts, Proposal, RateRule, Verdict
 
 
+def heard(parts: Parts, proposal: Proposal, verdict: Verdict) -> Verdict:
+    """The verdict of the guard and of the rules that judge rounds themselves."""
+    for rule, moved in ((parts.global_rate, proposal.global_rate), (parts.local_rate, proposal.local_rate)):
+        if rule.accepts is not None:
+            verdict = Verdict(accepted=verdict.accepted & rule.accepts(moved), finite=verdict.finite)
+    return verdict
+
+
 def commit(
     parts: Parts,
     state: ServerState,
@@ -35,11 +43,12 @@ def commit(
     )
     if verdict.takes_back:
         taken_back = someone & verdict.finite & ~verdict.accepted
-        refused = kept._replace(
-            global_rate=_refused(parts.global_rate, state.global_rate, moved.global_rate),
-            local_rate=_refused(parts.local_rate, state.local_rate, moved.local_rate),
-        )
-        kept = _tree.select(taken_back, refused, kept)
+        failed = jnp.any(plan.started) & ~counts
+        for name in ("global_rate", "local_rate"):
+            rule, before = getattr(parts, name), getattr(state, name)
+            told = taken_back if rule.accepts is None else failed
+            after = _tree.select(told, _refused(rule, before, getattr(moved, name)), getattr(kept, name))
+            kept = kept._replace(**{name: after})
     return ServerState(
         round=state.round + 1,
         client_rule=state.client_rule,

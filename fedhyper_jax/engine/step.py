@@ -31,6 +31,7 @@ def server_step(parts: Parts, key: Array, state: ServerState, gathered: Gathered
         pseudo_gradient=pseudo_gradient,
         client_loss=gathered.client_loss,
         scale=scale,
+        failed=gathered.failed,
     )
     # α is moved first and then used; β is moved for the next round.
     of_global, of_local = (

@@ -46,6 +46,7 @@ class _Sums(NamedTuple):
     """Sums over a cohort; all but the totals with the weights p_m."""
 
     weight: Float[Array, ""]
+    failed: Float[Array, ""]  # of the clients whose training came to no finite result
     update: Params | None  # None where updates are stacked
     term_means: tuple[PyTree, ...]
     reported: tuple[PyTree, PyTree]
@@ -86,6 +87,7 @@ def train_cohort(
         term_means=means[1],
         term_totals=sums.term_totals,
         reported=means[2],
+        failed=sums.failed / jnp.where(sums.weight + sums.failed > 0, sums.weight + sums.failed, 1),
         client_loss=over(records.alive, records.loss) / jnp.maximum(over(records.alive, records.examples), 1),
     )
     return gathered, records
@@ -167,12 +169,13 @@ def _weigh(
 
     sent = parts.aggregator.prepare(state.aggregator, update)
     stacks = parts.aggregator.stacks
-    rules = (parts.global_rate, parts.local_rate)
+    rules = ((parts.global_rate, state.global_rate), (parts.local_rate, state.local_rate))
     sums = _Sums(
         weight=weight,
+        failed=jnp.where(present & (not_finite > 0), share / shared.total_share, 0).astype(accumulator),
         update=None if stacks else weighted(sent),
         term_means=tuple(weighted(contribution.mean) for contribution in trained.contributions),
-        reported=tuple(weighted(rule.report(state.params, trained.result)) for rule in rules),
+        reported=tuple(weighted(rule.report(own, state.params, trained.result)) for rule, own in rules),
         term_totals=tuple(participants_only(contribution.total) for contribution in trained.contributions),
     )
     rows = {term.name: c.row for term, c in zip(parts.terms, trained.contributions, strict=True)}

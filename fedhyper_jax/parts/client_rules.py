@@ -39,6 +39,36 @@ def broadcast_rate() -> ClientRule:
     return ClientRule(init=lambda params: (), transform=transform, report=report, moves=False)
 
 
+class CountedDescentState(NamedTuple):
+    """State of `counted_descent`."""
+
+    rate: Float[Array, ""]
+    descent: Float[Array, ""]  # Σ_k ⟨g^k, w^k − w^{k+1}⟩
+
+
+def counted_descent() -> ClientRule:
+    """Every local step uses the broadcast rate, and the gains that the steps promise to first order are summed."""
+
+    def transform(settings, rate, facts):
+        del settings, facts
+
+        def update_fn(updates, state, params=None, *, gradient, **extra_args):
+            del params, extra_args
+            steps = _tree.scale(updates, state.rate)
+            descent = state.descent - state.rate * _tree.inner_product(gradient, updates).astype(rate.dtype)
+            return steps, CountedDescentState(rate, descent)
+
+        return optax.GradientTransformationExtraArgs(
+            lambda params: CountedDescentState(rate, jnp.zeros_like(rate)), update_fn
+        )
+
+    def report(state):
+        del state
+        return RateReport.none()
+
+    return ClientRule(init=lambda params: (), transform=transform, report=report, moves=False)
+
+
 class LocalSettings(NamedTuple):
     """Settings of `local_hypergradient`."""
 

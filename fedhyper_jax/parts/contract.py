@@ -60,12 +60,14 @@ class Feedback(NamedTuple):
     client_loss: Float[Array, ""] | None = None  # mean training loss over the participants' examples seen
     reported: PyTree = ()  # Σ p_m report(…): the weighted mean of what the rule asked of each client
     scale: Float[Array, ""] | None = None  # Δ^t is so many times the mean of updates (FedNova's τ_eff); None: once
+    failed: Float[Array, ""] | None = None  # share of the weight of clients whose training came to no finite result
 
 
 class ClientResult(NamedTuple):
     """One client's local training, as a rule of a rate may ask about it."""
 
     update: Params  # what enters the average: Δ_m = w − w_m, unless a term changed it
+    displacement: Params  # w − w_m
     rate: Float[Array, ""]  # final β_m = β_m^{t, K_m − 1}
     rate_state: PyTree  # last state of the client rule's transform
     loss: Float[Array, ""]  # sum of the losses of the examples seen, at the iterates that saw them
@@ -74,9 +76,9 @@ class ClientResult(NamedTuple):
     batch_loss: Callable[[Int[Array, ""], Params], Float[Array, ""]]  # (k, params): of step k's batch; a forward pass
 
 
-def no_report(params: Params, result: ClientResult) -> PyTree:
+def no_report(state: PyTree, params: Params, result: ClientResult) -> PyTree:
     """Nothing is asked of clients."""
-    del params, result
+    del state, params, result
     return ()
 
 
@@ -95,10 +97,13 @@ class RateRule(NamedTuple):
       update: ``update(state, feedback) -> (state, RateReport)``; ``state.rate`` is the rate of ``feedback.round``.
       initial_rate: ``init(params).rate`` as given, maybe traced; relative bounds are taken from it.
       by_round: whether the rate depends on the round alone, and so moves on after a round without participants.
-      report: ``report(params, result) -> numbers``, a tree of scalars that each client sends (w^t, `ClientResult`);
-        their weighted mean over the participants comes back as ``feedback.reported``.
-      refused: ``refused(before, moved) -> state`` after a round that a guard took back: the state before the round and
+      report: ``report(state, params, result) -> numbers``, a tree of scalars that each client sends (the rule's state,
+        w^t, `ClientResult`); their weighted mean over the participants comes back as ``feedback.reported``.
+      refused: ``refused(before, moved) -> state`` after a round that was taken back: the state before the round and
         the one that it would have led to.
+      accepts: ``accepts(moved) -> bool``: whether the round counts, by what the rule made of it; where it does not, the
+        round is taken back. Such a rule is told (`refused`) of rounds without a usable client too. None: it minds none.
+      observed: ``observed(state) -> number`` that moved the rate, for the records; None: the inner product did.
       mean_only: why Δ must be a weighted mean of client updates; None where it need not be.
     """
 
@@ -108,6 +113,8 @@ class RateRule(NamedTuple):
     by_round: bool = False
     report: Callable[[Params, ClientResult], PyTree] = no_report
     refused: Callable[[PyTree, PyTree], PyTree] = keep_before
+    accepts: Callable[[PyTree], Bool[Array, ""]] | None = None
+    observed: Callable[[PyTree], Float[Array, ""]] | None = None
     mean_only: str | None = None
 
 
@@ -303,6 +310,7 @@ class Gathered(NamedTuple):
     term_means: tuple[PyTree, ...]
     term_totals: tuple[PyTree, ...]
     reported: tuple[PyTree, PyTree]  # means of what the rules of the global and the local rate asked for
+    failed: Float[Array, ""]  # share of the weight of clients whose training came to no finite result
     client_loss: Float[Array, ""]
 
 

@@ -8,12 +8,14 @@ functions over arrays; whatever a user may want to vary (rates, hyper rates, bou
     from the clients' final ones.
   * `extrapolation`: FedExP's global rate.
   * `smoothed_cosine`: FATHOM's rule.
+  * `retained_gain`: a local rate that follows the share of the predicted gain that a round retains.
   * `reduce_on_plateau`: optax's, on the clients' training loss.
 """
 
 from fedhyper_jax.parts.contract import Feedback, RateReport, RateRule
-from fedhyper_jax.parts.rates import _adaptive, _scheduled
+from fedhyper_jax.parts.rates import _adaptive, _retained, _scheduled
 from fedhyper_jax.parts.rates._adaptive import *  # noqa: F403
+from fedhyper_jax.parts.rates._retained import *  # noqa: F403
 from fedhyper_jax.parts.rates._scheduled import *  # noqa: F403
 
-__all__ = ["Feedback", "RateReport", "RateRule", *_adaptive.__all__, *_scheduled.__all__]
+__all__ = ["Feedback", "RateReport", "RateRule", *_adaptive.__all__, *_retained.__all__, *_scheduled.__all__]

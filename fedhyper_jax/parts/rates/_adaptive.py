@@ -68,8 +68,8 @@ def hypergradient(
     )
 
 
-def _final_rate(params: Params, result: ClientResult):
-    del params
+def _final_rate(state: AdaptiveRate, params: Params, result: ClientResult):
+    del state, params
     return result.rate
 
 
@@ -127,8 +127,8 @@ def extrapolation(epsilon=1e-3) -> RateRule:
     )
 
 
-def _squared_norm(params: Params, result: ClientResult):
-    del params
+def _squared_norm(state: ExtrapolationState, params: Params, result: ClientResult):
+    del state, params
     return _tree.inner_product(result.update, result.update)
 
 
