@@ -31,6 +31,9 @@ def server_step(parts: Parts, key: Array, state: ServerState, gathered: Gathered
         pseudo_gradient=pseudo_gradient,
         client_loss=gathered.client_loss,
         scale=scale,
+        previous=state.pseudo_gradient,
+        reference=reference,
+        spread=gathered.spread,
     )
     # α is moved first and then used; β is moved for the next round.
     of_global, of_local = (

@@ -51,6 +51,13 @@ class RateReport(NamedTuple):
         return cls(finite.astype(jnp.int32), (clipped & finite).astype(jnp.int32), (~finite).astype(jnp.int32))
 
 
+class Spread(NamedTuple):
+    """How far the updates of a round's clients lie apart, for what a mean of them cannot tell."""
+
+    squared_norm: Float[Array, ""]  # Σ p_m² ‖Δ_m‖²
+    squared_weight: Float[Array, ""]  # Σ p_m²; 1 of a single participant, 1/S of S equal weights
+
+
 class Feedback(NamedTuple):
     """Observations of a round t, as a rule of a rate is told them."""
 
@@ -60,6 +67,9 @@ class Feedback(NamedTuple):
     client_loss: Float[Array, ""] | None = None  # mean training loss over the participants' examples seen
     reported: PyTree = ()  # Σ p_m report(…): the weighted mean of what the rule asked of each client
     scale: Float[Array, ""] | None = None  # Δ^t is so many times the mean of updates (FedNova's τ_eff); None: once
+    previous: Params = ()  # Δ^{t-1}
+    reference: Params = ()  # what the product is taken with: Δ^{t-1} or u^{t-1}
+    spread: Spread | None = None  # of the updates of round t, where a rule `needs_spread`
 
 
 class ClientResult(NamedTuple):
@@ -100,6 +110,7 @@ class RateRule(NamedTuple):
       refused: ``refused(before, moved) -> state`` after a round that a guard took back: the state before the round and
         the one that it would have led to.
       mean_only: why Δ must be a weighted mean of client updates; None where it need not be.
+      needs_spread: whether it is told the `Spread` of the updates, for which each client sends ‖Δ_m‖².
     """
 
     init: Callable[[Params], PyTree]
@@ -109,6 +120,7 @@ class RateRule(NamedTuple):
     report: Callable[[Params, ClientResult], PyTree] = no_report
     refused: Callable[[PyTree, PyTree], PyTree] = keep_before
     mean_only: str | None = None
+    needs_spread: bool = False
 
 
 # ------------------------------------------------------------------------------------------------ clients
@@ -304,6 +316,7 @@ class Gathered(NamedTuple):
     term_totals: tuple[PyTree, ...]
     reported: tuple[PyTree, PyTree]  # means of what the rules of the global and the local rate asked for
     client_loss: Float[Array, ""]
+    spread: Spread | None = None  # where one of the rules needs it
 
 
 def as_it_is(state: PyTree, update: Params) -> Params:
@@ -413,3 +426,8 @@ class Parts:
     inner_product: str
     evaluate_at: str
     client_rates_of: int | None
+
+    @property
+    def needs_spread(self) -> bool:
+        """Whether a rule of a rate is told the spread of the updates."""
+        return self.global_rate.needs_spread or self.local_rate.needs_spread
