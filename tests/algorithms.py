@@ -60,7 +60,10 @@ STATIC = {
 """Number options whose other values are other programs, as documented, and why."""
 
 CHOICES = {"global_bounds", "local_bounds", "global_gamma", "local_gamma", "inner_product", "client_rates"}
-"""Options that are names; bounds as numbers and their γ are the business of the line 'all of fedhyper'."""
+CHOICES |= {"normalise", "update", "max_change"}
+"""Options that are names; bounds as numbers and their γ are the business of the line 'all of fedhyper', and a bound of
+increments that of 'scale-free'.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,6 +160,13 @@ def all_of_fedhyper(*, strategy="vectorized", population=POPULATION, kappa_g, ka
     return fedhyper(loss_fn, "G+SL+CL", work=EPOCHS, strategy=strategy, hyper_rate=hyper_rate, **floats)
 
 
+def scale_free(*, strategy="vectorized", population=POPULATION, change_g, change_sl, change_cl, **floats):
+    del population
+    ways = {"normalise": {"G": "debiased", "SL": "squared_norm", "CL": "cosine"}, "update": "exponential"}
+    max_change = {"G": change_g, "SL": change_sl, "CL": change_cl}
+    return fedhyper(loss_fn, "G+SL+CL", work=EPOCHS, strategy=strategy, max_change=max_change, **ways, **floats)
+
+
 def bounds_as_pairs(*, strategy="vectorized", population=POPULATION, lower, upper, local_lower, local_upper, **floats):
     del population
     pairs = {"global_bounds": (lower, upper), "local_bounds": (local_lower, local_upper)}
@@ -182,6 +192,17 @@ COMPOSITIONS = {
             "global_weight": VALUES["global_weight"],
             "global_gamma": (1.3, 2.0, 1.5),
             "local_gamma": (10.0, 1.1, 1.2),
+        },
+    ),
+    "scale-free": Entry(
+        build=scale_free,
+        floats={
+            "local_rate": VALUES["local_rate"],
+            "hyper_rate": VALUES["hyper_rate"],
+            "change_g": (0.1, 0.03, 0.05),
+            "change_sl": (0.2, 0.05, 0.1),
+            "change_cl": (0.05, 0.02, 0.1),
+            "global_weight": VALUES["global_weight"],
         },
     ),
     "bounds as pairs": Entry(

@@ -36,6 +36,11 @@ def check_parts(parts: Parts) -> None:
     _check_terms(parts.terms)
     _check_steps(parts)
     _check_mean(parts)
+    if parts.needs_spread and parts.inner_product == "applied":
+        raise ValueError(
+            "normalise='debiased' estimates the squared length of the mean update, and inner_product='applied' takes "
+            "products with another direction; use normalise='squared_norm', or inner_product='pseudo_gradient'"
+        )
     for term in parts.terms:
         if term.uniform_only and parts.weighting != "uniform":
             raise ValueError(f"{term.uniform_only}; use weighting='uniform'")

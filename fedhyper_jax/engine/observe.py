@@ -96,7 +96,7 @@ def _traffic(parts: Parts, state: ServerState, gathered: Gathered) -> Traffic:
     model = float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params)))
     scalar = state.local_rate.rate.dtype.itemsize
     extra = [term.traffic(state.params) for term in parts.terms]
-    reported = len(jax.tree.leaves(gathered.reported))
+    reported = len(jax.tree.leaves(gathered.reported)) + parts.needs_spread  # (‖Δ_m‖²)
     broadcast_rate_bytes = 0 if RATE_ROWS in state.clients else scalar
     return Traffic(
         up=model + reported * scalar + sum(traffic.up for traffic in extra),

@@ -32,6 +32,9 @@ def server_step(parts: Parts, key: Array, state: ServerState, gathered: Gathered
         client_loss=gathered.client_loss,
         scale=scale,
         failed=gathered.failed,
+        previous=state.pseudo_gradient,
+        reference=reference,
+        spread=gathered.spread,
     )
     # α is moved first and then used; β is moved for the next round.
     of_global, of_local = (

@@ -12,7 +12,7 @@ from fedhyper_jax.data import ClientData, ClientView, LocalWork, all_examples, d
 from fedhyper_jax.engine.client import Broadcast, Trained, Trainer, train_client
 from fedhyper_jax.engine.plan import Plan
 from fedhyper_jax.engine.strategies import Assignment, Strategy
-from fedhyper_jax.parts import ClientFacts, Gathered, Parts, RateReport
+from fedhyper_jax.parts import ClientFacts, Gathered, Parts, RateReport, Spread
 from fedhyper_jax.tasks import takes_key
 
 
@@ -43,14 +43,15 @@ class _Shared(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Sums over a cohort; all but the totals with the weights p_m."""
+    """Sums over a cohort, with the weights p_m unless something else is said."""
 
     weight: Float[Array, ""]
     failed: Float[Array, ""]  # of the clients whose training came to no finite result
     update: Params | None  # None where updates are stacked
     term_means: tuple[PyTree, ...]
     reported: tuple[PyTree, PyTree]
-    term_totals: tuple[PyTree, ...]
+    spread: Spread | None  # with the weights p_m²; None where no rule needs it
+    term_totals: tuple[PyTree, ...]  # plain sums
 
 
 def over(alive: Bool[Array, " cohort"], values: Array) -> Array:
@@ -88,6 +89,7 @@ def train_cohort(
         term_totals=sums.term_totals,
         reported=means[2],
         failed=sums.failed / jnp.where(sums.weight + sums.failed > 0, sums.weight + sums.failed, 1),
+        spread=jax.tree.map(lambda total: total / divisor**2, sums.spread),
         client_loss=over(records.alive, records.loss) / jnp.maximum(over(records.alive, records.examples), 1),
     )
     return gathered, records
@@ -176,6 +178,7 @@ def _weigh(
         update=None if stacks else weighted(sent),
         term_means=tuple(weighted(contribution.mean) for contribution in trained.contributions),
         reported=tuple(weighted(rule.report(own, state.params, trained.result)) for rule, own in rules),
+        spread=weighted(weighted(_spread(update))) if parts.needs_spread else None,
         term_totals=tuple(participants_only(contribution.total) for contribution in trained.contributions),
     )
     rows = {term.name: c.row for term, c in zip(parts.terms, trained.contributions, strict=True)}
@@ -194,3 +197,9 @@ def _weigh(
     )
     in_sums = jax.tree.map(lambda x: jnp.where(alive, x.astype(accumulator), 0.0), sent) if stacks else None
     return sums, (record, in_sums)
+
+
+def _spread(update: Params) -> Spread:
+    """A client's summand in the spread of its cohort, before it is weighed."""
+    squared_norm = _tree.inner_product(update, update)
+    return Spread(squared_norm, jnp.ones_like(squared_norm))

@@ -1,8 +1,22 @@
 """Hypergradient learning rates: one pure rule and three optax transforms on it. Needs jax and optax only."""
 
 from fedhyper_jax.hypergradient._accessors import global_rate, local_rate
-from fedhyper_jax.hypergradient._client import LocalHypergradientState, local_transform, scale_by_local_hypergradient
-from fedhyper_jax.hypergradient._rule import Adaptation, AdaptiveRate, adapt, adaptive_rate, check_adaptive_rate
+from fedhyper_jax.hypergradient._client import (
+    LocalHypergradientState,
+    local_pipeline,
+    local_transform,
+    scale_by_local_hypergradient,
+)
+from fedhyper_jax.hypergradient._rule import (
+    Adaptation,
+    AdaptiveRate,
+    adapt,
+    adaptive_rate,
+    check_adaptive_rate,
+    normalised,
+    pipeline,
+    ratio,
+)
 from fedhyper_jax.hypergradient._server import (
     HypergradientState,
     TrackedHypergradientState,
@@ -20,8 +34,12 @@ __all__ = [
     "adaptive_rate",
     "check_adaptive_rate",
     "global_rate",
+    "local_pipeline",
     "local_rate",
     "local_transform",
+    "normalised",
+    "pipeline",
+    "ratio",
     "scale_by_hypergradient",
     "scale_by_local_hypergradient",
     "track_hypergradient",

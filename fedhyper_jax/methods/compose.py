@@ -178,6 +178,8 @@ def _rate(slot: str, pieces: dict[str, Pieces], start: Start) -> tuple[RateRule,
             )
         if not owner:
             owner, make = _only("fallback_local_rate", pieces)
+    if slot == "global_rate" and not make and not kind:
+        owner, make = _only("fallback_global_rate", pieces)
     if make:
         return make(start), owner
     return rates.as_rate_rule(rate, rounds=start.schedule_rounds, name=slot), f"{kind} as {slot}" if kind else None

@@ -7,6 +7,7 @@ from fedhyper_jax.methods import (
     client_drift,
     client_steps,
     rate_rules,
+    retained,
     schedulers,
     server_steps,
 )
@@ -16,12 +17,14 @@ from fedhyper_jax.methods.averaging import *  # noqa: F403
 from fedhyper_jax.methods.client_drift import *  # noqa: F403
 from fedhyper_jax.methods.client_steps import *  # noqa: F403
 from fedhyper_jax.methods.rate_rules import *  # noqa: F403
+from fedhyper_jax.methods.retained import *  # noqa: F403
 from fedhyper_jax.methods.schedulers import *  # noqa: F403
 from fedhyper_jax.methods.server_steps import *  # noqa: F403
 
 FAMILIES = (
     averaging,
     schedulers,
+    retained,
     rate_rules,
     server_steps,
     client_drift,
@@ -32,4 +35,4 @@ FAMILIES = (
 """In the order of the table."""
 
 __all__ = aggregation.__all__ + authors_code.__all__ + averaging.__all__ + client_drift.__all__
-__all__ += client_steps.__all__ + rate_rules.__all__ + schedulers.__all__ + server_steps.__all__
+__all__ += client_steps.__all__ + rate_rules.__all__ + retained.__all__ + schedulers.__all__ + server_steps.__all__

@@ -59,7 +59,7 @@ class Pieces:
     Attributes:
       global_rate: makes the rule of α.
       local_rate: makes the rule of the broadcast β.
-      fallback_local_rate: the same, for where nobody else moves β.
+      fallback_global_rate, fallback_local_rate: the same, for where nobody else moves the rate.
       goes_on_warm: whether ``local_rate`` minds `Start.warm`.
       warm: the option that asks that rounds start from the mean of the clients' last rates.
       client_rule: makes the rule of β between local steps.
@@ -76,6 +76,7 @@ class Pieces:
 
     global_rate: Callable[[Start], RateRule] | None = None
     local_rate: Callable[[Start], RateRule] | None = None
+    fallback_global_rate: Callable[[Start], RateRule] | None = None
     fallback_local_rate: Callable[[Start], RateRule] | None = None
     goes_on_warm: bool = False
     warm: str | None = None

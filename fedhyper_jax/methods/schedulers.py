@@ -10,7 +10,7 @@ import optax
 from fedhyper_jax import _validate
 from fedhyper_jax.base import FederatedAlgorithm, LossFunction
 from fedhyper_jax.data import LocalWork
-from fedhyper_jax.hypergradient import AdaptiveRate
+from fedhyper_jax.hypergradient import AdaptiveRate, local_pipeline, pipeline
 from fedhyper_jax.methods.authors_code import VARIANTS
 from fedhyper_jax.methods.bounds import Bounds, resolve_bounds
 from fedhyper_jax.methods.pieces import Pieces, Start
@@ -29,7 +29,8 @@ RATE_STARTS = ("restart", "warm", "per_client")
     equation="α^t = clip(α^{t-1} + κ ⟨Δ^t, Δ^{t-1}⟩)",
     source=f"{_PAPER}, eq. 15-16",
     note="inner_product='applied' takes ⟨Δ^t, u^{t-1}⟩ with the direction u that the server's optimizer took; beside a "
-    "method that starts from another global rate than 1, bounds are relative to it unless given",
+    "method that starts from another global rate than 1, bounds are relative to it unless given; with normalise and "
+    "update='exponential' the rule is scale-free, α exp(κ h), as SL's and CL's are",
 )
 def G(
     *,
@@ -37,24 +38,33 @@ def G(
     global_bounds: Bounds | None = None,
     global_gamma=3.0,
     inner_product: str = "pseudo_gradient",
+    normalise: str | None = None,
+    update: str = "additive",
+    max_change=None,
 ) -> Pieces:
     r"""FedHyper-G: the global rate follows its hypergradient, α^t = clip(α^{t-1} + κ ⟨Δ^t, Δ^{t-1}⟩).
 
     Args:
-      hyper_rate: κ ≥ 0; 1 in the paper, 0 is FedAvg exactly.
+      hyper_rate: κ ≥ 0; 1 in the paper, 0 is FedAvg exactly. 0.2 is a good start where a normalised product moves the
+        logarithm of the rate.
       global_bounds: of α: 'absolute' (1/γ, γ), 'relative' (α^0/γ, α^0·γ) or a pair of numbers. If None, absolute, but
         relative where another method starts from another rate than 1: ``fedadam() + G()`` starts from 0.1, between
         0.03 and 0.3.
       global_gamma: γ ≥ 1 of named bounds.
       inner_product: "pseudo_gradient" as in the paper, or "applied", ⟨Δ^t, u^{t-1}⟩ with the direction u that the
         server's optimizer took: the true hypergradient of that step.
+      normalise: None for the raw product, which scales with the square of the loss; "squared_norm", "cosine" or
+        "debiased" for pure numbers, see `rates.hypergradient`.
+      update: "additive", α + κ h, as in the paper, or "exponential", α exp(κ h).
+      max_change: the most that |κ h| counts, > 0. None: 0.2 of exponential updates, no bound of additive ones.
 
     Example:
       >>> from fedhyper_jax.data import local_steps
       >>> def loss_fn(w, batch): return (w - batch["x"]) ** 2
       >>> algorithm = G(hyper_rate=0.5)(loss_fn, work=local_steps(1, batch_size=1), local_rate=0.1)
-      >>> [round(float(bound), 4) for bound in algorithm.init(0.5).global_rate[2:]]
+      >>> [round(float(bound), 4) for bound in algorithm.init(0.5).global_rate[2:4]]
       [0.3333, 3.0]
+      >>> scale_free = G(hyper_rate=0.2, normalise="debiased", update="exponential")
 
     Reference:
       Wang, Wang, Li, `FedHyper <https://arxiv.org/abs/2310.03156>`_, ICLR 2024, eq. 15-16.
@@ -64,9 +74,16 @@ def G(
         _validate.positive(global_rate=start.global_rate)
         named = usual_bounds(start.usual_global_rate) if global_bounds is None else global_bounds
         bounds = resolve_bounds(named, start.global_rate, global_gamma, name="global_bounds")
-        return rates.hypergradient(start.global_rate, hyper_rate, bounds, name="global_rate")
+        return rates.hypergradient(start.global_rate, hyper_rate, bounds, **ways, name="global_rate")
 
+    ways = _checked(pipeline, normalise=normalise, update=update, max_change=max_change)
     return Pieces(global_rate=global_rate, inner_product=_unless_usual(inner_product))
+
+
+def _checked(check, **ways: Any) -> dict[str, Any]:
+    """The ways of a product, refused where they are written."""
+    check(**ways)
+    return ways
 
 
 def usual_bounds(usual_global_rate: float) -> str:
@@ -90,39 +107,48 @@ def SL(
     local_bounds: Bounds = "relative",
     local_gamma=10.0,
     inner_product: str = "pseudo_gradient",
+    normalise: str | None = None,
+    update: str = "additive",
+    max_change=None,
 ) -> Pieces:
     r"""FedHyper-SL: the server moves the local rate of the next round, β^{t+1} = clip(β^t + κ ⟨Δ^t, Δ^{t-1}⟩).
 
     The raw product scales with the square of the loss: from local rates that start too large it can diverge, whatever
-    the bounds (experiments/fashion_mnist_rates.py measures it).
+    the bounds (experiments/fashion_mnist_rates.py measures it). A scale-free rule does not:
+
+    .. math:: \beta^{t+1} = \mathrm{clip}\bigl(\beta^t \exp(\mathrm{clip}(\kappa \langle \Delta^t, \Delta^{t-1} \rangle
+      / \|\Delta^{t-1}\|^2, \pm 0.2))\bigr), \quad \kappa = 0.2
 
     Args:
-      hyper_rate: κ ≥ 0; 1 in the paper, 0 is FedAvg exactly.
+      hyper_rate: κ ≥ 0; 1 in the paper, 0 is FedAvg exactly. 0.2 is a good start where a normalised product moves the
+        logarithm of the rate.
       local_bounds: of β: 'relative' (β^0/γ, β^0·γ), 'absolute' (1/γ, γ) or a pair of numbers.
       local_gamma: γ ≥ 1 of named bounds.
-      inner_product: as of `G`.
+      inner_product, normalise, update, max_change: as of `G`; an additive update has its κ in the unit of β.
 
     Example:
       >>> from fedhyper_jax.data import local_steps
       >>> def loss_fn(w, batch): return (w - batch["x"]) ** 2
       >>> algorithm = SL(loss_fn, work=local_steps(1, batch_size=1), local_rate=0.1)
-      >>> [round(float(bound), 4) for bound in algorithm.init(0.5).local_rate[2:]]
+      >>> [round(float(bound), 4) for bound in algorithm.init(0.5).local_rate[2:4]]
       [0.01, 1.0]
+      >>> scale_free = SL(hyper_rate=0.2, normalise="squared_norm", update="exponential")
 
     Reference:
       Wang, Wang, Li, `FedHyper <https://arxiv.org/abs/2310.03156>`_, ICLR 2024, eq. 17-18.
     """
 
     def local_rate(start: Start) -> RateRule:
-        return _moved_by_server(start, hyper_rate, local_bounds, local_gamma)
+        return _moved_by_server(start, hyper_rate, local_bounds, local_gamma, **ways)
 
+    ways = _checked(pipeline, normalise=normalise, update=update, max_change=max_change)
     return Pieces(local_rate=local_rate, goes_on_warm=True, inner_product=_unless_usual(inner_product))
 
 
-def _moved_by_server(start: Start, hyper_rate, local_bounds: Bounds, local_gamma) -> RateRule:
+def _moved_by_server(start: Start, hyper_rate, local_bounds: Bounds, local_gamma, **ways: Any) -> RateRule:
     _validate.positive(local_rate=start.local_rate)
     bounds = resolve_bounds(local_bounds, start.local_rate, local_gamma, name="local_bounds")
-    return rates.hypergradient(start.local_rate, hyper_rate, bounds, warm=start.warm, name="local_rate")
+    return rates.hypergradient(start.local_rate, hyper_rate, bounds, warm=start.warm, **ways, name="local_rate")
 
 
 @method(
@@ -142,6 +168,9 @@ def CL(
     global_weight=None,
     client_rates: str = "restart",
     population: int | None = None,
+    normalise: str | None = None,
+    update: str = "additive",
+    max_change=None,
 ) -> Pieces:
     r"""FedHyper-CL: each client moves its rate at every local step, by its own gradients and the last pseudo-gradient.
 
@@ -153,7 +182,8 @@ def CL(
     that start too large CL can diverge, whatever the bounds.
 
     Args:
-      hyper_rate: κ ≥ 0; 1 in the paper, 0 is FedAvg exactly.
+      hyper_rate: κ ≥ 0; 1 in the paper, 0 is FedAvg exactly. 0.2 divided by the number of local steps is a good start
+        where a normalised product moves the logarithm of the rate.
       local_bounds: of β, from the run's β^0 wherever another rule has moved β: 'relative' (β^0/γ, β^0·γ), 'absolute'
         (1/γ, γ) or a pair of numbers. Beside a schedule of the local rate they must hold all of it.
       local_gamma: γ ≥ 1 of named bounds.
@@ -161,6 +191,9 @@ def CL(
       client_rates: where a client's rate starts a round: "restart" from the server's β^t, "warm" from the mean
         Σ p_m β_m of the last cohort's final rates (plus SL's increment, if on), or "per_client" from its own last one.
       population: number of clients, for "per_client": one number each in the state.
+      normalise: None for the raw products, "cosine" or "squared_norm" for pure numbers, in which Δ^{t-1} counts as a
+        gradient as long as the last one, see `scale_by_local_hypergradient`. (A client has no mean to debias.)
+      update, max_change: as of `G`, at each local step.
 
     Example:
       >>> from fedhyper_jax.data import local_steps
@@ -185,7 +218,9 @@ def CL(
         _validate.positive(local_rate=start.local_rate)
         bounds = resolve_bounds(local_bounds, start.local_rate, local_gamma, name="local_bounds")
         _check_inside(start.local_rule, bounds)
-        return client_rules.local_hypergradient(start.local_rate, hyper_rate, bounds, global_weight=global_weight)
+        return client_rules.local_hypergradient(
+            start.local_rate, hyper_rate, bounds, global_weight=global_weight, **ways
+        )
 
     def client_rates_of(start: Start) -> int:
         if start.local_rate_owner is not None:
@@ -199,6 +234,7 @@ def CL(
         return _moved_by_server(start, 0.0, local_bounds, local_gamma)
 
     warm = client_rates == "warm"
+    ways = _checked(local_pipeline, normalise=normalise, update=update, max_change=max_change)
     return Pieces(
         client_rule=client_rule,
         client_rates_of=client_rates_of if client_rates == "per_client" else None,
@@ -211,7 +247,8 @@ def _check_inside(local_rule: RateRule, bounds: tuple) -> None:
     """CL starts a round from the broadcast rate and clips from the next step on: a rate outside would jump."""
     state = local_rule.init(jnp.zeros(()))
     table = getattr(state, "table", None)
-    if isinstance(state, AdaptiveRate):
+    moves = isinstance(state, AdaptiveRate | rates.DebiasedRate)
+    if moves:
         table = jnp.stack([state.lower, state.upper])
     if table is None or _validate.is_traced(table, *bounds):
         return
@@ -220,7 +257,7 @@ def _check_inside(local_rule: RateRule, bounds: tuple) -> None:
     if len(outside) == 0:
         return
     at = int(outside[0])
-    if isinstance(state, AdaptiveRate):
+    if moves:
         raise ValueError(
             f"the server may move the local rate to {values[at]}, outside CL's local_bounds=({lower}, {upper}); give "
             "both rules the same local_bounds"
@@ -269,6 +306,9 @@ def fedhyper(
     inner_product: str = "pseudo_gradient",
     client_rates: str = "restart",
     population: int | None = None,
+    normalise: str | None = None,
+    update: str = "additive",
+    max_change=None,
     **settings: Any,
 ) -> FederatedAlgorithm:
     r"""FedHyper with the schedulers G, SL and CL, alone or together, on top of any optimizers: ``G(…) + CL(…)``.
@@ -295,6 +335,8 @@ def fedhyper(
       global_weight: of CL's global term, see `CL`.
       inner_product: of G and SL, see `G`.
       client_rates, population: with CL, where a client's rate starts a round, see `CL`.
+      normalise, update, max_change: what is done to the products on their way to the rates, see `G` and `CL`; one for
+        all or a mapping, e.g. ``{"G": "debiased", "CL": "cosine"}``.
       **settings: as of `fedavg`: terms, optimizers, aggregator, strategy and so on.
 
     Returns:
@@ -331,6 +373,9 @@ def fedhyper(
         "inner_product": (inner_product, "pseudo_gradient"),
         "client_rates": (client_rates, "restart"),
         "population": (population, None),
+        "normalise": (normalise, None),
+        "update": (update, "additive"),
+        "max_change": (max_change, None),
     }
     given = {name: value for name, (value, usual) in options.items() if not _is(value, usual)}
     if variant == "reference":
@@ -344,10 +389,11 @@ def fedhyper(
         _check_without_cl(schedulers, given)
     value = all_together(SCHEDULERS[name] for name in names)
     own = {option: given[option] for option in given if option in value.options or option == "population"}
-    if isinstance(hyper_rate, Mapping):
-        for name in hyper_rate:
-            _validate.one_of(SCHEDULERS, **{"scheduler in hyper_rate": name})
-        own["hyper_rate"] = {name: hyper_rate[name] for name in names if name in hyper_rate}
+    for option, by_name in own.items():
+        if isinstance(by_name, Mapping):
+            for name in by_name:
+                _validate.one_of(SCHEDULERS, **{f"scheduler in {option}": name})
+            own[option] = {name: by_name[name] for name in names if name in by_name}
     return value(**own)(
         loss_fn, work=work, local_rate=local_rate, global_rate=global_rate, inner_product=inner_product, **settings
     )

@@ -10,7 +10,13 @@ from jaxtyping import Array, Float, Int
 
 from fedhyper_jax import _tree, _validate
 from fedhyper_jax.base import Params
-from fedhyper_jax.hypergradient import AdaptiveRate, adaptive_rate, check_adaptive_rate, local_transform
+from fedhyper_jax.hypergradient import (
+    AdaptiveRate,
+    adaptive_rate,
+    check_adaptive_rate,
+    local_pipeline,
+    local_transform,
+)
 from fedhyper_jax.parts.contract import ClientFacts, ClientRule, RateReport
 
 
@@ -76,7 +82,16 @@ class LocalSettings(NamedTuple):
     global_weight: Float[Array, ""] | None  # None: 1/K_m
 
 
-def local_hypergradient(initial_rate, hyper_rate, bounds, *, global_weight=None) -> ClientRule:
+def local_hypergradient(
+    initial_rate,
+    hyper_rate,
+    bounds,
+    *,
+    global_weight=None,
+    normalise: str | None = None,
+    update: str = "additive",
+    max_change=None,
+) -> ClientRule:
     """FedHyper-CL: the rate moves at every local step, see `scale_by_local_hypergradient`.
 
     Args:
@@ -84,22 +99,26 @@ def local_hypergradient(initial_rate, hyper_rate, bounds, *, global_weight=None)
       hyper_rate: κ.
       bounds: (lower, upper) as plain numbers.
       global_weight: weight ≥ 0 of the global term ⟨g, Δ^{t-1}⟩; 1/K_m if None. With 0 nothing depends on Δ^{t-1}.
+      normalise, update, max_change: as of `scale_by_local_hypergradient`.
     """
     check_adaptive_rate(initial_rate, hyper_rate, bounds, rate_name="local_rate")
     if global_weight is not None:
         _validate.non_negative(global_weight=global_weight)
+    ways = local_pipeline(normalise, update, max_change)
 
     def init(params) -> LocalSettings:
         dtype = _tree.accumulator_dtype(params)
         weight = None if global_weight is None else jnp.asarray(global_weight, dtype)
-        return LocalSettings(adaptive_rate(initial_rate, hyper_rate, bounds, dtype), weight)
+        rate = adaptive_rate(initial_rate, hyper_rate, bounds, dtype, max_change=ways.max_change)
+        return LocalSettings(rate, weight)
 
     def transform(settings: LocalSettings, rate, facts: ClientFacts):
         weight = settings.global_weight
         if weight is None:
             weight = 1 / jnp.maximum(facts.num_steps, 1).astype(rate.dtype)
         rule = settings.rule
-        return local_transform(rate, rule.hyper_rate, (rule.lower, rule.upper), weight)
+        own = ways._replace(max_change=rule.max_change)
+        return local_transform(rate, rule.hyper_rate, (rule.lower, rule.upper), weight, own)
 
     def report(state):
         updates = jnp.maximum(state.step_count - 1, 0) - state.non_finite_count

@@ -51,6 +51,13 @@ class RateReport(NamedTuple):
         return cls(finite.astype(jnp.int32), (clipped & finite).astype(jnp.int32), (~finite).astype(jnp.int32))
 
 
+class Spread(NamedTuple):
+    """How far the updates of a round's clients lie apart, for what a mean of them cannot tell."""
+
+    squared_norm: Float[Array, ""]  # Σ p_m² ‖Δ_m‖²
+    squared_weight: Float[Array, ""]  # Σ p_m²; 1 of a single participant, 1/S of S equal weights
+
+
 class Feedback(NamedTuple):
     """Observations of a round t, as a rule of a rate is told them."""
 
@@ -61,6 +68,9 @@ class Feedback(NamedTuple):
     reported: PyTree = ()  # Σ p_m report(…): the weighted mean of what the rule asked of each client
     scale: Float[Array, ""] | None = None  # Δ^t is so many times the mean of updates (FedNova's τ_eff); None: once
     failed: Float[Array, ""] | None = None  # share of the weight of clients whose training came to no finite result
+    previous: Params = ()  # Δ^{t-1}
+    reference: Params = ()  # what the product is taken with: Δ^{t-1} or u^{t-1}
+    spread: Spread | None = None  # of the updates of round t, where a rule `needs_spread`
 
 
 class ClientResult(NamedTuple):
@@ -105,6 +115,7 @@ class RateRule(NamedTuple):
         round is taken back. Such a rule is told (`refused`) of rounds without a usable client too. None: it minds none.
       observed: ``observed(state) -> number`` that moved the rate, for the records; None: the inner product did.
       mean_only: why Δ must be a weighted mean of client updates; None where it need not be.
+      needs_spread: whether it is told the `Spread` of the updates, for which each client sends ‖Δ_m‖².
     """
 
     init: Callable[[Params], PyTree]
@@ -116,6 +127,7 @@ class RateRule(NamedTuple):
     accepts: Callable[[PyTree], Bool[Array, ""]] | None = None
     observed: Callable[[PyTree], Float[Array, ""]] | None = None
     mean_only: str | None = None
+    needs_spread: bool = False
 
 
 # ------------------------------------------------------------------------------------------------ clients
@@ -312,6 +324,7 @@ class Gathered(NamedTuple):
     reported: tuple[PyTree, PyTree]  # means of what the rules of the global and the local rate asked for
     failed: Float[Array, ""]  # share of the weight of clients whose training came to no finite result
     client_loss: Float[Array, ""]
+    spread: Spread | None = None  # where one of the rules needs it
 
 
 def as_it_is(state: PyTree, update: Params) -> Params:
@@ -421,3 +434,8 @@ class Parts:
     inner_product: str
     evaluate_at: str
     client_rates_of: int | None
+
+    @property
+    def needs_spread(self) -> bool:
+        """Whether a rule of a rate is told the spread of the updates."""
+        return self.global_rate.needs_spread or self.local_rate.needs_spread

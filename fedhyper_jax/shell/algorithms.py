@@ -160,8 +160,11 @@ def given_options(settings: MethodSettings, names: Sequence[str]) -> dict[str, A
 
 
 def _as_kind_of(default: Any, value: float | str, option: str) -> float | int | str:
-    """The value as an integer where the default is one; a word for a number, and the other way round, is refused."""
-    if isinstance(default, str) != isinstance(value, str):
+    """The value as an integer where the default is one; a word for a number, and the other way round, is refused.
+
+    A default of None stands for either, and the method itself refuses what it cannot take.
+    """
+    if default is not None and isinstance(default, str) != isinstance(value, str):
         kind = "a word" if isinstance(default, str) else "a number"
         raise ValueError(f"option {option} must be {kind}, got {value!r}; its default is {default!r}")
     return int(value) if isinstance(default, int) and float(value).is_integer() else value

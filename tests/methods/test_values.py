@@ -113,7 +113,7 @@ def test_values_are_refined_and_compared_by_all_their_options():
 
 def test_bounds_follow_from_where_the_rate_starts():
     def bounds(value, **settings):
-        return np.asarray(value(loss_fn, **{**SETTINGS, **settings}).init(jnp.ones(1)).global_rate[2:])
+        return np.asarray(value(loss_fn, **{**SETTINGS, **settings}).init(jnp.ones(1)).global_rate[2:4])
 
     np.testing.assert_allclose(bounds(fh.G), (1 / 3, 3), rtol=1e-6)
     np.testing.assert_allclose(bounds(fh.fedadam + fh.G), (0.1 / 3, 0.3), rtol=1e-6)

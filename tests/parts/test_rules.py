@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from fedhyper_jax import exponential_decay, hypergradient, rates, server_optimizers
-from fedhyper_jax.parts import ClientResult, Feedback, RateRule
+from fedhyper_jax.parts import ClientResult, Feedback, RateRule, Spread
 from tests.algorithms import DOG, MECHANIZE, OPTAX, ROUNDS, STATIC
 from tests.compare import assert_close, assert_identical, cast, differs, same_program, types_of
 from tests.helpers import logistic_params, mixed_params
@@ -49,12 +49,28 @@ def with_bounds(factory, **fixed):
     return lambda *, lower, upper, **floats: factory(bounds=(lower, upper), **fixed, **floats)
 
 
+_SCALE_FREE = {"normalise": "cosine", "update": "exponential"}
+_BOUNDED = {
+    "initial_rate": (0.6, 0.605, 0.64),
+    "hyper_rate": (30.0, 0.1, 1.0),
+    "lower": (0.595, 0.1, 0.3),
+    "upper": (0.61, 1.0, 0.68),
+    "max_change": (0.03, 0.01, 0.02),
+}
+
 TRANSFORMS = {
     "scale_by_hypergradient": Part(build=with_bounds(hypergradient.scale_by_hypergradient), floats=_ADAPTIVE),
     "track_hypergradient": Part(build=with_bounds(hypergradient.track_hypergradient), floats=_ADAPTIVE),
     "scale_by_local_hypergradient": Part(
         build=with_bounds(hypergradient.scale_by_local_hypergradient),
         floats=_ADAPTIVE | {"hyper_rate": (0.05, 0.02, 0.03), "global_weight": (0.1, 0.2, 0.05)},
+    ),
+    "track_hypergradient, scale-free": Part(
+        build=with_bounds(hypergradient.track_hypergradient, **_SCALE_FREE), floats=_BOUNDED
+    ),
+    "scale_by_local_hypergradient, scale-free": Part(
+        build=with_bounds(hypergradient.scale_by_local_hypergradient, **_SCALE_FREE),
+        floats=_BOUNDED | {"global_weight": (0.1, 0.0, 0.05)},
     ),
     "momentum": Part(build=server_optimizers.momentum),
     "adagrad": Part(build=server_optimizers.adagrad, floats=_ACCUMULATOR),
@@ -76,6 +92,9 @@ RULES = {
     "hypergradient, warm": Part(
         build=with_bounds(rates.hypergradient, warm=True, initial_rate=0.6),
         floats={name: values for name, values in _ADAPTIVE.items() if name != "initial_rate"},
+    ),
+    "hypergradient, debiased": Part(
+        build=with_bounds(rates.hypergradient, normalise="debiased", update="exponential"), floats=_BOUNDED
     ),
     "extrapolation": Part(build=rates.extrapolation, floats={"epsilon": (0.01, 1.0, 0.1)}),
     "smoothed_cosine": Part(
@@ -107,6 +126,9 @@ STATIC_PARTS = STATIC | {
     "rounds": "the length of a table",
     "warm": "another formula",
     "name": "of messages",
+    "normalise": "another formula",
+    "update": "another formula",
+    "max_change": "None is another formula; a number is data",
 }
 """Arguments of these factories that are no data, and why."""
 
@@ -161,6 +183,9 @@ def step(part, carry, number):
             pseudo_gradient=gradient,
             client_loss=series(1.0, 0.9, 0.95, 0.8),
             reported=part.report(params, result),
+            previous=params,
+            reference=params,
+            spread=Spread(squared_norm=series(0.1, 0.2, 0.3, 0.4), squared_weight=series(0.2, 0.3, 0.2, 0.3)),
         )
         state, report = part.update(state, feedback)
         return (params, state), (state.rate, report)
@@ -249,7 +274,7 @@ def test_extra_arguments_of_a_transform(name):
     """Unknown ones change nothing, alone and in a chain; the local scheduler must be told the global update."""
     transform = optax.with_extra_args_support(TRANSFORMS[name].build(**TRANSFORMS[name].setting(0)))
     params = logistic_params()
-    required = {"global_update": params} if name == "scale_by_local_hypergradient" else {}
+    required = {"global_update": params} if "local" in name else {}
     state = transform.init(params)
     expected = transform.update(params, state, params, **required)
     assert_identical(transform.update(params, state, params, unknown="ignored", value=1.0, **required), expected)

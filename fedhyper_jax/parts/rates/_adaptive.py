@@ -10,25 +10,82 @@ from jaxtyping import Array, Float
 
 from fedhyper_jax import _tree, _validate
 from fedhyper_jax.base import Params
-from fedhyper_jax.hypergradient import AdaptiveRate, adapt, adaptive_rate, check_adaptive_rate
+from fedhyper_jax.hypergradient import (
+    AdaptiveRate,
+    adapt,
+    adaptive_rate,
+    check_adaptive_rate,
+    normalised,
+    pipeline,
+    ratio,
+)
 from fedhyper_jax.parts.contract import ClientResult, Feedback, RateReport, RateRule, no_report
 
-__all__ = ["extrapolation", "hypergradient", "reduce_on_plateau", "smoothed_cosine"]
+__all__ = ["DebiasedRate", "extrapolation", "hypergradient", "reduce_on_plateau", "smoothed_cosine"]
+
+
+class DebiasedRate(NamedTuple):
+    """State of `hypergradient` with ``normalise="debiased"``."""
+
+    rate: Float[Array, ""]
+    hyper_rate: Float[Array, ""]
+    lower: Float[Array, ""]
+    upper: Float[Array, ""]
+    max_change: Float[Array, ""] | None
+    squared_norm: Float[Array, ""]  # D^{t-1}, what the next product is divided by; 0 where nothing is known
+
+
+_FLOOR = 0.1
+"""The debiased squared norm is at least this part of ‖Δ‖²: where noise outweighs the mean the estimate may be < 0."""
 
 
 def hypergradient(
-    initial_rate, hyper_rate=1.0, bounds=(0.0, math.inf), *, warm: bool = False, name: str = "initial_rate"
+    initial_rate,
+    hyper_rate=1.0,
+    bounds=(0.0, math.inf),
+    *,
+    warm: bool = False,
+    normalise: str | None = None,
+    update: str = "additive",
+    max_change=None,
+    name: str = "initial_rate",
 ) -> RateRule:
-    """The rule of FedHyper-G and -SL: r ← clip(r + κ⟨Δ^t, Δ^{t-1}⟩, lower, upper).
+    r"""The rule of FedHyper-G and -SL: r ← clip(r + κ⟨Δ^t, Δ^{t-1}⟩, lower, upper), and its scale-free relatives.
 
     Used for α it sets the rate of the present round, used for β that of the next; see SPEC eq. 15-18. (In round 0 the
     product is 0, so either rate is then the initial one.) After a round that a guard took back the rate is halved.
 
+    The raw product scales with the square of the loss and of the local rate. Scale-free is
+
+    .. math:: r \leftarrow \mathrm{clip}\bigl(r \exp(\mathrm{clip}(\kappa h, \pm c)), \text{lower}, \text{upper}\bigr)
+
+    with the exponential update and one of three pure numbers h; a product with a norm of 0 in it moves nothing:
+
+      * "cosine": ⟨Δ^t, Δ^{t-1}⟩ / (‖Δ^t‖ ‖Δ^{t-1}‖);
+      * "squared_norm": ⟨Δ^t, Δ^{t-1}⟩ / ‖Δ^{t-1}‖²;
+      * "debiased": ⟨Δ^t, Δ^{t-1}⟩ / D^{t-1}, with the mean inner product of the updates of two *different* clients
+
+    .. math::
+      U = \frac{\sum_{i \ne j} p_i p_j \langle \Delta_i, \Delta_j \rangle}{\sum_{i \ne j} p_i p_j}
+      = \frac{\|\Delta\|^2 - \sum_m p_m^2 \|\Delta_m\|^2}{1 - \sum_m p_m^2}, \qquad
+      D = \max\bigl(U, \tfrac{1}{10} \|\Delta\|^2\bigr).
+
+    ‖Δ‖² holds the noise of the cohort besides the mean, and shrinks as cohorts grow, so the first two h grow with them.
+    U counts no client against itself: with equal weights its expectation is the same for all cohorts of 2 clients or
+    more. Each client sends ‖Δ_m‖² for it. After a round with one participant, where U says nothing, the rate stays.
+
+    With ``inner_product="applied"`` products are taken with u^{t-1}, which then counts with the length of Δ^{t-1}: one
+    factor ‖Δ^{t-1}‖ becomes ‖u^{t-1}‖. "debiased" is refused there, and where Δ^t is no mean of updates.
+
     Args:
       initial_rate: where the rate starts.
-      hyper_rate: κ.
+      hyper_rate: κ; of a normalised product and an exponential update 0.2 is a good start.
       bounds: (lower, upper) as plain numbers.
       warm: for β only: r is first replaced by Σ p_m β_m, the mean of the clients' final rates.
+      normalise: None for the raw product, "cosine", "squared_norm" or "debiased".
+      update: "additive", r + κ h, where κ has the unit of r over that of h, or "exponential", r exp(κ h), where it has
+        none.
+      max_change: c > 0, the most that |κ h| counts. None: 0.2 of exponential updates, no bound of additive ones.
       name: what messages call this rate.
 
     Example:
@@ -37,40 +94,78 @@ def hypergradient(
       >>> feedback = Feedback(jnp.int32(1), jnp.float32(0.25))
       >>> float(rule.update(rule.init(jnp.zeros(3)), feedback)[0].rate)
       1.25
+      >>> rule = hypergradient(1.0, hyper_rate=0.2, normalise="squared_norm", update="exponential")
+      >>> now, before = jnp.array([1.0, 7.0]), jnp.array([2.0, 0.0])
+      >>> feedback = Feedback(jnp.int32(1), jnp.vdot(now, before), now, previous=before, reference=before)
+      >>> round(float(rule.update(rule.init(now), feedback)[0].rate), 5)  # exp(0.2 · 2/4)
+      1.10517
 
     Reference:
-      Wang, Wang, Li, `FedHyper <https://arxiv.org/abs/2310.03156>`_, ICLR 2024, eq. 15-18.
+      Wang, Wang, Li, `FedHyper <https://arxiv.org/abs/2310.03156>`_, ICLR 2024, eq. 15-18. The normalisations are not
+      of the paper: "squared_norm" follows Chu et al., `Provable and Practical Online Learning Rate Adaptation with
+      Hypergradient Descent <https://arxiv.org/abs/2502.11229>`_, 2025.
     """
     check_adaptive_rate(initial_rate, hyper_rate, bounds, rate_name=name)
+    ways = pipeline(normalise, update, max_change)
+    debiased = normalise == "debiased"
 
-    def init(params: Params) -> AdaptiveRate:
-        return adaptive_rate(initial_rate, hyper_rate, bounds, _tree.accumulator_dtype(params))
+    def init(params: Params) -> AdaptiveRate | DebiasedRate:
+        dtype = _tree.accumulator_dtype(params)
+        rate = adaptive_rate(initial_rate, hyper_rate, bounds, dtype, max_change=ways.max_change)
+        return DebiasedRate(*rate, squared_norm=jnp.zeros((), dtype)) if debiased else rate
 
-    def update(state: AdaptiveRate, feedback: Feedback):
+    def move(state: AdaptiveRate | DebiasedRate, feedback: Feedback):
+        rate = AdaptiveRate(*state[: len(AdaptiveRate._fields)])
         if warm:
-            mean = jnp.clip(feedback.reported.astype(state.rate.dtype), min=state.lower, max=state.upper)
-            state = AdaptiveRate(mean, state.hyper_rate, state.lower, state.upper)
-        state, observed = adapt(state, feedback.inner_product)
-        return state, RateReport.one(clipped=observed.clipped, finite=~observed.non_finite)
+            mean = jnp.clip(feedback.reported.astype(rate.rate.dtype), min=rate.lower, max=rate.upper)
+            rate = rate._replace(rate=mean)
+        rate, observed = adapt(rate, _pure_number(normalise, state, feedback), update=update)
+        if debiased:
+            rate = DebiasedRate(*rate, squared_norm=_debiased(feedback).astype(rate.rate.dtype))
+        return rate, RateReport.one(clipped=observed.clipped, finite=~observed.non_finite)
 
-    def refused(before: AdaptiveRate, moved: AdaptiveRate) -> AdaptiveRate:
+    def refused(before, moved):
         """Half the rate, within its bounds: the round was no good. κ = 0 keeps it."""
         del moved
         halved = jnp.maximum(before.rate / 2, before.lower)
-        return AdaptiveRate(jnp.where(before.hyper_rate > 0, halved, before.rate), *before[1:])
+        return before._replace(rate=jnp.where(before.hyper_rate > 0, halved, before.rate))
 
     return RateRule(
         init=init,
-        update=update,
+        update=move,
         initial_rate=initial_rate,
         report=_final_rate if warm else no_report,
         refused=refused,
+        mean_only="normalise='debiased' estimates the length of a mean of client updates" if debiased else None,
+        needs_spread=debiased,
     )
 
 
 def _final_rate(state: AdaptiveRate, params: Params, result: ClientResult):
     del state, params
     return result.rate
+
+
+def _pure_number(normalise: str | None, state: AdaptiveRate | DebiasedRate, feedback: Feedback) -> Float[Array, ""]:
+    """h: the product normalised, or as it is."""
+    if normalise == "debiased":
+        return ratio(feedback.inner_product, state.squared_norm)
+    return normalised(
+        feedback.inner_product,
+        normalise,
+        present=feedback.pseudo_gradient,
+        previous=feedback.previous,
+        reference=feedback.reference,
+    )
+
+
+def _debiased(feedback: Feedback) -> Float[Array, ""]:
+    """D of the round's pseudo-gradient; 0 of a round with a single participant."""
+    squared_norm = _tree.inner_product(feedback.pseudo_gradient, feedback.pseudo_gradient)
+    scale = 1 if feedback.scale is None else feedback.scale
+    others = 1 - feedback.spread.squared_weight  # Σ over i ≠ j of p_i p_j
+    unbiased = ratio(squared_norm - scale**2 * feedback.spread.squared_norm, others)
+    return jnp.where(others > 0, jnp.maximum(unbiased, _FLOOR * squared_norm), 0)
 
 
 class ExtrapolationState(NamedTuple):
