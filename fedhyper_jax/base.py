@@ -140,6 +140,9 @@ class RoundInfo(NamedTuple):
     global_rate: Annotated[_Value, _last("α^t as used")]
     local_rate: Annotated[_Value, _each("β^t as broadcast")]
     inner_product: Annotated[_Value, _each("⟨Δ^t, Δ^{t-1}⟩, or ⟨Δ^t, u^{t-1}⟩ with inner_product='applied'")]
+    retained_share: Annotated[
+        _Value, _each("share of the predicted gain that clients retained; NaN where the method does not ask for it")
+    ]
     pseudo_gradient_norm: Annotated[_Value, _each("‖Δ^t‖")]
     client_rate_min: Annotated[_Value, _each("smallest final β_m of the participants")]
     client_rate_median: Annotated[_Value, _last("median final β_m of the participants")]
@@ -178,7 +181,7 @@ class RoundInfo(NamedTuple):
     ]
     taken_back: Annotated[
         _Count,
-        _total("1 where the guard took the round back, else 0", "rounds taken back", "rounds were taken back"),
+        _total("1 where the guard, or a rule of a rate, took the round back, else 0", "rounds taken back", "rounds were taken back"),
     ]
     non_finite_products: Annotated[
         _Count,

@@ -42,6 +42,10 @@ VALUES: dict[str, tuple[float, float, float]] = {
     "dynamic_weight": (0.1, 0.5, 1.0),
     "gradient_weight": (0.3, 0.6, 0.9),
     "clip_norm": (0.1, 0.05, 0.2),
+    "target_share": (0.35, 0.5, 0.3),
+    "coherence_power": (0.2, 0.4, 0.1),
+    "share_rate": (0.5, 1.0, 0.3),
+    "global_hyper_rate": (0.2, 0.4, 0.1),
 }
 """Three values of each float option; other values are other data for the same program."""
 
@@ -60,7 +64,7 @@ STATIC = {
 """Number options whose other values are other programs, as documented, and why."""
 
 CHOICES = {"global_bounds", "local_bounds", "global_gamma", "local_gamma", "inner_product", "client_rates"}
-CHOICES |= {"normalise", "update", "max_change"}
+CHOICES |= {"normalise", "update", "max_change", "start", "global_range"}
 """Options that are names; bounds as numbers and their γ are the business of the line 'all of fedhyper', and a bound of
 increments that of 'scale-free'.
 """
@@ -120,6 +124,7 @@ METHOD_LINES = {
     "G": line("G"),
     "SL": line("SL"),
     "CL": line("CL"),
+    "retained_gain": line("retained_gain", start="given", floats={"local_rate": (1.5, 1.0, 2.0)}),
     "decay_global": line("decay_global"),
     "decay_local": line("decay_local"),
     "plateau_global": line("plateau_global", patience=1, plateau_factor=0.5),

@@ -1,5 +1,7 @@
 """Both rates without a number to choose: the local one by the retained gain, the global one by a normalised G."""
 
+import jax.numpy as jnp
+
 from fedhyper_jax import _validate
 from fedhyper_jax.methods.pieces import Pieces, Start
 from fedhyper_jax.methods.values import method
@@ -34,14 +36,17 @@ def retained_gain(
 
     .. math:: \alpha^t = \mathrm{clip}\bigl(\alpha^{t-1} e^{\kappa \cos(\Delta^t, \Delta^{t-1})}\bigr)
 
+    Both begin where the first round's measurement and the server's step have them begin: rates that are given are not
+    used, unless ``start="given"``.
+
     Args:
       target_share: ρ_0 of `rates.retained_gain`, strictly between 0 and 1.
       coherence_power: e there.
       share_rate: η there, ≥ 0.
       global_hyper_rate: κ ≥ 0 of the global rate; 0 leaves it where it is.
-      global_range: (lower, upper) of the global rate, as multiples of the usual one (1, or a server optimizer's own);
-        an initial rate outside of it starts at its end.
-      start: "measured", or "given" to begin with ``local_rate`` instead.
+      global_range: (lower, upper) of the global rate, as multiples of the usual one (1, or a server optimizer's own).
+      start: "measured", or "given" to begin with ``local_rate`` and ``global_rate``, the latter no further than its
+        range, and to measure nothing.
 
     Example:
       >>> from fedhyper_jax.data import local_steps
@@ -65,8 +70,9 @@ def retained_gain(
     def global_rate(facts: Start) -> RateRule:
         _validate.positive(global_rate=facts.global_rate)
         bounds = tuple(factor * facts.usual_global_rate for factor in global_range)
+        first = facts.usual_global_rate if start == "measured" else _inside(facts.global_rate, bounds)
         return rates.hypergradient(
-            _inside(facts.global_rate, bounds),
+            first,
             global_hyper_rate,
             bounds,
             normalise="cosine",
@@ -82,8 +88,6 @@ def retained_gain(
 
 def _inside(rate, bounds: tuple):
     """The rate, or the bound that it is beyond."""
-    import jax.numpy as jnp
-
     if _validate.is_traced(rate, *bounds):
         return jnp.clip(rate, *bounds)
     return min(max(rate, bounds[0]), bounds[1])

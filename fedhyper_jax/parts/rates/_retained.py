@@ -31,6 +31,7 @@ class RetainedGainSettings(NamedTuple):
 
     target_share: Float[Array, ""]
     coherence_power: Float[Array, ""]
+    coherence_limit: Float[Array, ""]
     hyper_rate: Float[Array, ""]
     memory: Float[Array, ""]
     growth: Float[Array, ""]
@@ -58,11 +59,12 @@ def retained_gain(
     *,
     target_share=0.35,
     coherence_power=0.2,
+    coherence_limit=5.0,
     hyper_rate=0.5,
     memory=0.6,
     growth=1.3,
     first_step=0.25,
-    smallest_gain=0.1,
+    smallest_gain=0.05,
     ceiling_growth=1.03,
     start: str = "measured",
     name: str = "initial_rate",
@@ -84,7 +86,7 @@ def retained_gain(
 
     .. math::
       \log \beta^{t+1} = \log \beta^t + \eta \, (\mathrm{logit}\, \rho - \mathrm{logit}\, \rho^*), \qquad
-      \rho^* = \rho_0 \, n^{-e}
+      \rho^* = \rho_0 \, \min(n, \bar n)^{-e}
 
     Nothing here knows the lowest loss, the scale of the loss or the number of parameters: a constant added to the loss
     changes nothing, and the loss times s divides the rates by s.
@@ -103,6 +105,8 @@ def retained_gain(
       target_share: ρ_0, strictly between 0 and 1.
       coherence_power: e ≥ 0; clients that pull one way (unlike ones, which fit their own data) keep less of what is
         predicted at the best rate.
+      coherence_limit: n̄ > 0; clients that have fitted their few examples long before their last step pull one way
+        as long as they like.
       hyper_rate: η ≥ 0.
       memory: of the exponential averages of A, P and E, in [0, 1).
       growth: ≥ 1, of the rate in a round at most; its square where ρ > 0.85, which is far from any curvature.
@@ -126,7 +130,7 @@ def retained_gain(
     Reference:
       New here; docs/retained_gain.md derives it from FedHyper's equations and says what it assumes.
     """
-    _validate.positive(**{name: initial_rate}, first_step=first_step)
+    _validate.positive(**{name: initial_rate}, first_step=first_step, coherence_limit=coherence_limit)
     _validate.fraction(target_share=target_share)
     _validate.non_negative(
         coherence_power=coherence_power, hyper_rate=hyper_rate, memory=memory, smallest_gain=smallest_gain
@@ -138,6 +142,7 @@ def retained_gain(
     given = RetainedGainSettings(
         target_share,
         coherence_power,
+        coherence_limit,
         hyper_rate,
         memory,
         growth,
@@ -258,7 +263,7 @@ def _share(look: Look, settings: RetainedGainSettings) -> tuple[Array, Array]:
     promising = look.predicted > 0
     share = jnp.where(promising, look.gain / jnp.where(promising, look.predicted, 1), 0)
     coherence = jnp.where(promising & (look.descent > 0), look.predicted / look.descent, 1)
-    target = settings.target_share * coherence**-settings.coherence_power
+    target = settings.target_share * jnp.minimum(coherence, settings.coherence_limit) ** -settings.coherence_power
     return share, jnp.clip(target, 0.02, 0.9)
 
 
