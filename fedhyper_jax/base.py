@@ -76,7 +76,7 @@ class ServerState:
       failures: settings of the failure model.
       guard: state of the guard.
       direction: u^{t-1}, the last update of the server's optimizer, negated; only where products are taken of it.
-      previous_params: w^{t-1}; only where the mean of two iterates is evaluated.
+      evaluation: what is evaluated besides w^t: w^{t-1} for the mean of two iterates, or the running average.
     """
 
     round: Int[Array, ""]
@@ -92,7 +92,7 @@ class ServerState:
     failures: PyTree = ()
     guard: PyTree = ()
     direction: PyTree = ()
-    previous_params: PyTree = ()
+    evaluation: PyTree = ()
 
 
 class Number(NamedTuple):

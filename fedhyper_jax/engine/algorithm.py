@@ -52,7 +52,7 @@ from fedhyper_jax.tasks import takes_key
 
 WEIGHTINGS = ("examples", "uniform")
 INNER_PRODUCTS = ("pseudo_gradient", "applied")
-EVALUATIONS = ("last", "mean_of_last_two")
+EVALUATIONS = ("last", "mean_of_last_two", "running_average")
 
 
 def federated_algorithm(
@@ -101,7 +101,8 @@ def federated_algorithm(
       weighting: p_m by ``"examples"`` (n_m / Σ n) or ``"uniform"``.
       inner_product: what the rules of both rates are fed: ``"pseudo_gradient"``, ⟨Δ^t, Δ^{t-1}⟩, or ``"applied"``,
         ⟨Δ^t, u^{t-1}⟩ with u = −server_optimizer(Δ), the hypergradient of the step that was taken.
-      evaluate_at: ``"last"`` iterate or ``"mean_of_last_two"``.
+      evaluate_at: ``"last"`` iterate, ``"mean_of_last_two"``, or ``"running_average"``: in round t a share of
+        9 / (t + 9) is the new iterate (the polynomial decay of DoG), so that some last ninth of the run counts.
       client_rates_of: population whose clients keep their own rates from round to round, starting at β^0; None: every
         client starts from the broadcast rate.
       aggregator: how client updates become one, see `fedhyper_jax.parts.aggregators`; their mean if None.
@@ -180,7 +181,7 @@ def federated_algorithm(
     return FederatedAlgorithm(
         init=init,
         round=round_fn,
-        evaluated_params=mean_of_last_two if evaluate_at == "mean_of_last_two" else current_params,
+        evaluated_params=_EVALUATED[evaluate_at],
         diagnose=functools.partial(warn_of_slow_convolutions, loss_fn, work),
         check=functools.partial(check_training_examples, loss_fn),
         with_rates=functools.partial(_with_rates, parts, strategy, first_state),
@@ -211,7 +212,7 @@ def _initial_state(parts: Parts, strategy: Strategy, params: Params) -> ServerSt
         failures=parts.failures.init(params),
         guard=parts.guard.init(params),
         direction=optax.tree.zeros_like(params) if parts.inner_product == "applied" else (),
-        previous_params=params if parts.evaluate_at == "mean_of_last_two" else (),
+        evaluation=() if parts.evaluate_at == "last" else params,
     )
     return place(strategy, jax.device_put(state, may_alias=False))
 
@@ -252,4 +253,12 @@ def _at_round(rule: RateRule, rule_state: PyTree, state: ServerState) -> PyTree:
 
 def mean_of_last_two(state: ServerState) -> Params:
     """(w^t + w^{t-1}) / 2: what FedExP evaluates."""
-    return jax.tree.map(lambda now, before: (now + before) / 2, state.params, state.previous_params)
+    return jax.tree.map(lambda now, before: (now + before) / 2, state.params, state.evaluation)
+
+
+def running_average(state: ServerState) -> Params:
+    """The average of the iterates so far, late ones counting most."""
+    return state.evaluation
+
+
+_EVALUATED = {"last": current_params, "mean_of_last_two": mean_of_last_two, "running_average": running_average}

@@ -51,18 +51,35 @@ def server_step(parts: Parts, key: Array, state: ServerState, gathered: Gathered
         gradient=pseudo_gradient,
         global_rate=global_state.rate,
     )
+    params = optax.apply_updates(state.params, _tree.scale(updates, global_state.rate))
     proposal = Proposal(
-        params=optax.apply_updates(state.params, _tree.scale(updates, global_state.rate)),
+        params=params,
         pseudo_gradient=pseudo_gradient,
         server_optimizer=optimizer_state,
         terms=terms,
         aggregator=aggregator,
         direction=jax.tree.map(jnp.negative, updates) if parts.inner_product == "applied" else (),
-        previous_params=state.params if parts.evaluate_at == "mean_of_last_two" else (),
+        evaluation=_evaluation(parts, state, params),
         global_rate=global_state,
         local_rate=local_state,
     )
     return Step(proposal, of_global, (global_report, local_report))
+
+
+def _evaluation(parts: Parts, state: ServerState, params: Params) -> PyTree:
+    """What is kept for evaluation besides the new parameters."""
+    if parts.evaluate_at == "mean_of_last_two":
+        return state.params
+    if parts.evaluate_at == "last":
+        return ()
+    weight = 9 / (state.round + 9)
+
+    def leaf(average, new):
+        dtype = _tree.accumulator_dtype(average)
+        average = average.astype(dtype)
+        return (average + weight.astype(dtype) * (new.astype(dtype) - average)).astype(new.dtype)
+
+    return jax.tree.map(leaf, state.evaluation, params)
 
 
 def _pseudo_gradient(

@@ -42,7 +42,8 @@ def fedavg() -> Pieces:
       guard: whether a round counts, see `fedhyper_jax.parts.guards`; if None, unless its step is not finite.
       weighting: "examples" (p_m = n_m / Σ n) or "uniform".
       inner_product: what adaptive rules of the rates are fed, see `federated_algorithm`; "pseudo_gradient" if None.
-      evaluate_at: "last" iterate or "mean_of_last_two"; if None as the method has it, mostly "last".
+      evaluate_at: "last" iterate, "mean_of_last_two" or "running_average", see `federated_algorithm`; if None as the
+        method has it, mostly "last".
       strategy: 'vectorized', 'sequential', 'chunked(c)', 'sharded(…)' or 'debug'; speed only.
       schedule_rounds: for how many rounds schedules are tabulated.
 

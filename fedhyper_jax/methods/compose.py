@@ -81,7 +81,10 @@ def assemble(loss_fn: LossFunction, parts: Sequence[Part], settings: Settings) -
         guard=settings.guard,
         weighting=_agreed("weighting", pieces) or settings.weighting,
         inner_product=settings.inner_product or _inner_product(parts, pieces),
-        evaluate_at=settings.evaluate_at or _agreed("evaluate_at", pieces) or "last",
+        evaluate_at=settings.evaluate_at
+        or _agreed("evaluate_at", pieces)
+        or _agreed("fallback_evaluate_at", pieces)
+        or "last",
         strategy=settings.strategy,
     )
 

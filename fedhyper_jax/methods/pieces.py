@@ -72,6 +72,7 @@ class Pieces:
       weighting: p_m, whatever the user asked; several may agree on it.
       inner_product: what the rules of the rates are fed; None leaves "pseudo_gradient".
       evaluate_at: which parameters are evaluated, unless the user says so.
+      fallback_evaluate_at: the same, for where no other method says so.
     """
 
     global_rate: Callable[[Start], RateRule] | None = None
@@ -89,6 +90,7 @@ class Pieces:
     weighting: str | None = None
     inner_product: str | None = None
     evaluate_at: str | None = None
+    fallback_evaluate_at: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -15,6 +15,7 @@ __all__ = ["retained_gain"]
     kind="FedHyper",
     equation="log β^{t+1} = log β^t + η (logit ρ − logit ρ*), ρ = Σ p_m (f_m(w) − f_m(w_m)) / Σ p_m ⟨∇f_m(w), Δ_m⟩; "
     "α ← clip(α exp(κ cos(Δ^t, Δ^{t-1})))",
+    state="the average of w, d numbers",
     communication="5 numbers up",
     source="new here (docs/retained_gain.md)",
     note="needs no rates: round 0 measures the curvature, in which nothing moves; a round that went wrong is taken back",
@@ -37,7 +38,8 @@ def retained_gain(
     .. math:: \alpha^t = \mathrm{clip}\bigl(\alpha^{t-1} e^{\kappa \cos(\Delta^t, \Delta^{t-1})}\bigr)
 
     Both begin where the first round's measurement and the server's step have them begin: rates that are given are not
-    used, unless ``start="given"``.
+    used, unless ``start="given"``. What is evaluated is a running average of the iterates, unless ``evaluate_at`` says
+    otherwise.
 
     Args:
       target_share: ρ_0 of `rates.retained_gain`, strictly between 0 and 1.
@@ -82,7 +84,10 @@ def retained_gain(
         )
 
     return Pieces(
-        local_rate=local_rate, fallback_global_rate=global_rate, client_rule=lambda facts: client_rules.counted_descent()
+        local_rate=local_rate,
+        fallback_global_rate=global_rate,
+        client_rule=lambda facts: client_rules.counted_descent(),
+        fallback_evaluate_at="running_average",
     )
 
 

@@ -366,7 +366,7 @@ class Proposal(NamedTuple):
     terms: dict[str, PyTree]
     aggregator: PyTree
     direction: PyTree
-    previous_params: PyTree
+    evaluation: PyTree
     global_rate: PyTree
     local_rate: PyTree
 
@@ -417,7 +417,7 @@ class Parts:
       guard: whether a round counts.
       weighting: p_m by "examples" or "uniform".
       inner_product: "pseudo_gradient" or "applied".
-      evaluate_at: "last" or "mean_of_last_two".
+      evaluate_at: "last", "mean_of_last_two" or "running_average".
       client_rates_of: population whose clients keep their own rates from round to round; None: none does.
     """
 
