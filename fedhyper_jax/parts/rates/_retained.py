@@ -107,7 +107,7 @@ def retained_gain(
         predicted at the best rate.
       coherence_limit: n̄ > 0; clients that have fitted their few examples long before their last step pull one way
         as long as they like.
-      hyper_rate: η ≥ 0.
+      hyper_rate: η ≥ 0; with 0 and a given start nothing moves and nothing is taken back: FedAvg, but for the looks.
       memory: of the exponential averages of A, P and E, in [0, 1).
       growth: ≥ 1, of the rate in a round at most; its square where ρ > 0.85, which is far from any curvature.
       first_step: c > 0.
@@ -239,7 +239,9 @@ def _adapted(state: RetainedGainState, look: Look, failed: Array) -> RetainedGai
     settings = state.settings
     averages = jax.tree.map(lambda old, new: settings.memory * old + (1 - settings.memory) * new, state.averages, look)
     share, target = _share(look, settings)
+    acts = settings.hyper_rate > 0
     fails = ~(share > target / 6) | ~(look.gain > settings.smallest_gain * look.descent) | (failed >= 0.5)
+    fails = fails & acts
     alone = (share > _RESPONSIVE * target) | (share * _RESPONSIVE < target) | ~state.begun
     kept = _tree.select(alone, look, averages)
     most = jnp.where(share > 0.85, settings.growth**2, settings.growth)
@@ -247,7 +249,7 @@ def _adapted(state: RetainedGainState, look: Look, failed: Array) -> RetainedGai
     factor_of_failure = jnp.clip(jnp.exp(_odds(share, target)), _SHRINK_MOST, 0.5)
     ceiling = jnp.where(fails, state.rate / 2, state.ceiling * settings.ceiling_growth)
     moved = state.rate * jnp.where(fails, jnp.nan_to_num(factor_of_failure, nan=_SHRINK_MOST), factor)
-    rate = jnp.where(settings.hyper_rate > 0, jnp.minimum(moved, ceiling), state.rate)
+    rate = jnp.where(acts, jnp.minimum(moved, ceiling), state.rate)
     return state._replace(
         rate=rate,
         ceiling=ceiling,

@@ -1,0 +1,89 @@
+"""The share of the predicted gain that FedAvg retains, and how many steps pull one way, rate by rate.
+
+Command:   python experiments/retained_share.py
+Expected:  both fall as the rate grows. At the best rate the share lies between 0.2 and 0.5 on all tasks, lower where
+           clients pull one way (n large): the target of `retained_gain` is 0.35 · min(n, 5)^−0.2.
+Writes:    experiments/results/retained_share.md
+
+FedAvg (`retained_gain` whose two rules do not act: share_rate=0, global_hyper_rate=0) on the tasks of rates_atlas.py;
+one seed (200). ρ: mean of the second half of the run; n: exponential average at its end; accuracy: last 3 evaluations.
+"""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rates_atlas import TASKS, Federation
+
+import fedhyper_jax as fh
+
+RATES = {
+    "digits": (0.1, 0.2, 0.4, 0.8),
+    "digits01": (0.1, 0.2, 0.4, 0.8),
+    "digits_k1": (0.15, 0.3, 0.6, 1.2),
+    "digits_k100": (0.05, 0.1, 0.2, 0.4),
+    "fm": (0.05, 0.1, 0.2, 0.4),
+    "fm_iid": (0.05, 0.1, 0.2, 0.4),
+    "fm01": (0.025, 0.05, 0.1, 0.2),
+    "fm_noise": (0.05, 0.1, 0.2, 0.4),
+}
+SEED = 200
+
+
+def measure(name: str) -> list[tuple[float, float, float, float]]:
+    """(rate, accuracy in %, ρ, n) for each rate."""
+    federation, task = Federation(TASKS[name]), TASKS[name]
+    work = fh.local_steps(task.steps, batch_size=task.batch_size, with_replacement=True)
+    still = {"share_rate": 0.0, "global_hyper_rate": 0.0, "start": "given", "evaluate_at": "last"}
+
+    def make(local_rate):
+        return fh.make_method(
+            "retained_gain", federation.loss_fn, work=work, strategy="chunked(5)", local_rate=local_rate, **still
+        )
+
+    kept = {}
+    _, history = fh.sweep(
+        make,
+        {"local_rate": jnp.array(RATES[name])},
+        jax.random.key(SEED)[None],
+        jax.tree.map(
+            lambda p: p[None], task.model.init(jax.random.key(SEED), jnp.asarray(federation.dataset.train["x"][:1]))
+        ),
+        federation.federation,
+        rounds=task.rounds,
+        cohort_size=task.cohort,
+        evaluate=federation.evaluate,
+        evaluation_data=federation.test,
+        eval_every=2,
+        callbacks=[lambda progress: kept.update(averages=progress.copied().local_rate.averages)],
+    )
+    accuracy = np.asarray(history.evaluation["test_accuracy"])[:, 0]
+    accuracy = 100 * accuracy[:, np.isfinite(accuracy[0])][:, -3:].mean(axis=1)
+    shares = np.asarray(history.info.retained_share)[:, 0, task.rounds // 2 :].mean(axis=1)
+    coherence = np.asarray(kept["averages"].predicted / kept["averages"].descent)[:, 0]
+    return list(zip(RATES[name], accuracy.tolist(), shares.tolist(), coherence.tolist(), strict=True))
+
+
+def main() -> None:
+    """Writes the page."""
+    lines = [
+        "# The retained share at fixed rates",
+        "",
+        "`python experiments/retained_share.py`, whose first lines say what the numbers are; the best rate is bold.",
+        "",
+    ]
+    lines += ["| task | rate | accuracy | ρ | n |", "|---|---|---|---|---|"]
+    for name in RATES:
+        rows = measure(name)
+        best = max(row[1] for row in rows)
+        for rate, accuracy, share, coherence in rows:
+            told = f"**{rate:g}**" if accuracy == best else f"{rate:g}"
+            lines.append(f"| {TASKS[name].title} | {told} | {accuracy:.1f} | {share:.2f} | {coherence:.2f} |")
+        print(*lines[-len(rows) :], sep="\n", flush=True)
+    results = pathlib.Path(__file__).parent / "results" / "retained_share.md"
+    results.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
