@@ -181,7 +181,11 @@ class RoundInfo(NamedTuple):
     ]
     taken_back: Annotated[
         _Count,
-        _total("1 where the guard, or a rule of a rate, took the round back, else 0", "rounds taken back", "rounds were taken back"),
+        _total(
+            "1 where the guard, or a rule of a rate, took the round back, else 0",
+            "rounds taken back",
+            "rounds were taken back",
+        ),
     ]
     non_finite_products: Annotated[
         _Count,

@@ -18,7 +18,7 @@ __all__ = ["retained_gain"]
     state="the average of w, d numbers",
     communication="5 numbers up",
     source="new here (docs/retained_gain.md)",
-    note="needs no rates: round 0 measures the curvature, in which nothing moves; a round that went wrong is taken back",
+    note="needs no rates: round 0 moves nothing and measures the curvature; a round that went wrong is taken back",
     local_rate=0.1,
 )
 def retained_gain(

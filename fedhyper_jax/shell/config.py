@@ -146,12 +146,12 @@ class MethodSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodConfig(MethodSettings):
-    """Which method, and its rates."""
+    """Which method, and its rates. Without either, `retained_gain` finds the rates by itself."""
 
-    name: Annotated[str, tyro.conf.arg(name="method")] = "G+CL"
+    name: Annotated[str, tyro.conf.arg(name="method")] = "retained_gain"
     """A name that `fedhyper methods` lists, or several joined by '+': G+SL, fedprox+G, scaffold+fedexp."""
     local_rate: float = 0.1
-    """Initial local rate."""
+    """Initial local rate. retained_gain measures its own, and minds this one with `--options start given` only."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

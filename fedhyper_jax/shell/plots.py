@@ -28,6 +28,7 @@ _STYLES = {
     "CL": ("#009E73", "solid"),
     "G+SL": ("#0072B2", (0, (6, 1.5))),
     "G+CL": ("#D55E00", (0, (6, 1.5))),
+    "retained_gain": ("#6A3D9A", "solid"),
     "SL+CL": ("#CC79A7", "solid"),
     "G+SL+CL": ("#882255", (0, (6, 1.5))),
     "decay_global": ("#777777", (0, (1, 1.5))),
@@ -36,7 +37,7 @@ _STYLES = {
 # Of other methods, in the order in which they take part.
 _OTHERS = ("#332288", "#999933", "#AA4499", "#44AA99", "#882255", "#88CCEE", "#661100", "#117733")
 _DASHES = ("solid", (0, (6, 1.5)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)))
-_NAMES = {"fedavg": "FedAvg", "decay_global": "Decay-G", "decay_local": "Decay-SL"}
+_NAMES = {"fedavg": "FedAvg", "decay_global": "Decay-G", "decay_local": "Decay-SL", "retained_gain": "retained gain"}
 _DPI = 150
 
 

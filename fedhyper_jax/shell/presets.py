@@ -44,7 +44,8 @@ PRESETS: dict[str, CompareConfig] = {
 def preset_config(name: str, command: str) -> RunConfig | CompareConfig:
     """The preset ``name`` for a command.
 
-    A single run takes G+CL from the smallest initial rate, and writes to a folder of its own.
+    A single run takes `retained_gain`, which needs no rate, and writes to a folder of its own; another method starts
+    from the smallest initial rate.
 
     Args:
       name: a key of `PRESETS`.
@@ -58,7 +59,7 @@ def preset_config(name: str, command: str) -> RunConfig | CompareConfig:
 
     Example:
       >>> preset_config("demo", "run").method.name
-      'G+CL'
+      'retained_gain'
     """
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; {_validate.instead_of(name, PRESETS)}")

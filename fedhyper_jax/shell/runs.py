@@ -58,7 +58,7 @@ def load_run(folder: str | os.PathLike) -> Run:
       ...     summary = train(RunConfig(model=model, data=data, run=settings))
       ...     run = fh.load_run(folder)
       >>> run.config.method.name, run.history["accuracy"].shape, run.summary["status"]
-      ('G+CL', (2,), 'finished')
+      ('retained_gain', (2,), 'finished')
       >>> run.model.apply(run.params, np.zeros((5, 8, 8, 1), np.float32)).shape
       (5, 10)
     """

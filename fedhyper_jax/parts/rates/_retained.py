@@ -270,7 +270,7 @@ def _share(look: Look, settings: RetainedGainSettings) -> tuple[Array, Array]:
 
 
 def _odds(share: Array, target: Array) -> Array:
-    """logit ρ − logit ρ*."""
+    """How far the share is from its target, in log-odds."""
     share = jnp.clip(share, 1e-4, 1 - 1e-4)
     return jnp.log(share / (1 - share)) - jnp.log(target / (1 - target))
 
