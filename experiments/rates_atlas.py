@@ -92,6 +92,7 @@ FROM_A_START = {
     "retained gain, from the given rates": "retained_gain",
 }
 OPTIONS: dict[str, dict[str, Any]] = {
+    "G+CL": {"global_bounds": "relative"},
     "SL": {"normalise": "squared_norm", "update": "exponential", "hyper_rate": 0.2, "local_gamma": 1e6},
     "retained_gain": {"start": "given"},
 }
