@@ -27,6 +27,7 @@ RATE_STARTS = ("restart", "warm", "per_client")
     title="FedHyper-G",
     kind="FedHyper",
     equation="α^t = clip(α^{t-1} + κ ⟨Δ^t, Δ^{t-1}⟩)",
+    communication="‖Δ_m‖² up with normalise='debiased'",
     source=f"{_PAPER}, eq. 15-16",
     note="inner_product='applied' takes ⟨Δ^t, u^{t-1}⟩ with the direction u that the server's optimizer took; beside a "
     "method that starts from another global rate than 1, bounds are relative to it unless given; with normalise and "
@@ -99,6 +100,7 @@ def _unless_usual(inner_product: str) -> str | None:
     title="FedHyper-SL",
     kind="FedHyper",
     equation="β^{t+1} = clip(β^t + κ ⟨Δ^t, Δ^{t-1}⟩)",
+    communication="‖Δ_m‖² up with normalise='debiased'",
     source=f"{_PAPER}, eq. 17-18",
 )
 def SL(
