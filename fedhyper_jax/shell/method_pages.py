@@ -102,10 +102,11 @@ clip keeps a rate inside `global_bounds` (α) or `local_bounds` (β), where name
 `local_gamma`. State is what is kept between rounds besides w, rates and Δ^{{t-1}}.
 
 The products of G, SL and CL scale with the square of the loss. `normalise` makes pure numbers h of them:
-`squared_norm` (⟨Δ^t, Δ^{{t-1}}⟩ / ‖Δ^{{t-1}}‖²), `cosine` (over ‖Δ^t‖ ‖Δ^{{t-1}}‖) or, for G and SL, `debiased` (over the
-mean product of two different clients' updates, which does not depend on the size of the cohort). `update` is `additive`,
-r + κ h, or `exponential`, r exp(κ h), with |κ h| at most `max_change` (0.2 of exponential updates if not given). A good
-start is κ = 0.2, for CL over the number of local steps; nothing then depends on the units of the loss:
+`squared_norm` divides by ‖Δ^{{t-1}}‖², `cosine` by ‖Δ^t‖ ‖Δ^{{t-1}}‖ and `debiased` (G and SL only) by the mean product
+of the updates of two different clients, which does not grow in small cohorts as ‖Δ^{{t-1}}‖² does.
+`update` is `additive`, r + κ h, or `exponential`, r exp(κ h), with |κ h| at most `max_change` (0.2 of exponential
+updates if not given). With both, the units of the loss do not matter; a good start is κ = 0.2, for CL divided by the
+number of local steps:
 
 ```console
 fedhyper run --method SL --hyper-rate 0.2 --options normalise squared_norm update exponential
