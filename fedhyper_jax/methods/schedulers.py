@@ -116,7 +116,7 @@ def SL(
     r"""FedHyper-SL: the server moves the local rate of the next round, β^{t+1} = clip(β^t + κ ⟨Δ^t, Δ^{t-1}⟩).
 
     The raw product scales with the square of the loss: from local rates that start too large it can diverge, whatever
-    the bounds (experiments/fashion_mnist_rates.py measures it). A scale-free rule does not:
+    the bounds (experiments/fashion_mnist_rates.py measures it). In the same runs this scale-free rule did not:
 
     .. math:: \beta^{t+1} = \mathrm{clip}\bigl(\beta^t \exp(\mathrm{clip}(\kappa \langle \Delta^t, \Delta^{t-1} \rangle
       / \|\Delta^{t-1}\|^2, \pm 0.2))\bigr), \quad \kappa = 0.2
@@ -184,8 +184,9 @@ def CL(
     that start too large CL can diverge, whatever the bounds.
 
     Args:
-      hyper_rate: κ ≥ 0; 1 in the paper, 0 is FedAvg exactly. 0.2 divided by the number of local steps is a good start
-        where a normalised product moves the logarithm of the rate.
+      hyper_rate: κ ≥ 0; 1 in the paper, 0 is FedAvg exactly. Where a normalised product moves the logarithm of the
+        rate, 0.2 is a good start for rates that restart each round, 0.2 divided by the number of local steps for those
+        that go on ("warm", "per_client").
       local_bounds: of β, from the run's β^0 wherever another rule has moved β: 'relative' (β^0/γ, β^0·γ), 'absolute'
         (1/γ, γ) or a pair of numbers. Beside a schedule of the local rate they must hold all of it.
       local_gamma: γ ≥ 1 of named bounds.

@@ -188,6 +188,9 @@ def test_refusals_say_why_and_what_to_do():
         G(normalise="debiased")(loss_fn, inner_product="applied", **settings)
     with pytest.raises(ValueError, match="estimates the length of a mean of client updates, but the median"):
         (median() + SL(normalise="debiased"))(loss_fn, **settings)
+    own, narrow = SL(normalise="debiased", local_bounds=(0.01, 1.0)), CL(local_bounds=(0.05, 0.5))
+    with pytest.raises(ValueError, match=r"the server may move the local rate to .* outside CL's local_bounds"):
+        (own + narrow)(loss_fn, **settings)
     with pytest.raises(ValueError, match="unknown scheduler in normalise 'GG'; did you mean G"):
         fedhyper(loss_fn, "G+CL", normalise={"GG": "cosine"}, **settings)
 
