@@ -62,8 +62,8 @@ def scale_by_local_hypergradient(
 
     Args:
       initial_rate: β > 0, the rate of local step 0 as broadcast by the server.
-      hyper_rate: κ ≥ 0. With a normalised product and an exponential update a good start is 0.2 divided by the number
-        of local steps: the rate moves that often a round.
+      hyper_rate: κ ≥ 0. With a normalised product and an exponential update a good start is 0.2, divided by the number
+        of local steps where the rate goes on from round to round: it moves that often a round.
       bounds: (lower, upper) of the rate, 0 ≤ lower ≤ initial_rate ≤ upper.
       global_weight: weight ≥ 0 of the global term; 1/K in the paper, K the client's number of local steps.
       normalise: None for the raw products, "cosine" or "squared_norm".

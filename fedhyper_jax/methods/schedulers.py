@@ -27,6 +27,7 @@ RATE_STARTS = ("restart", "warm", "per_client")
     title="FedHyper-G",
     kind="FedHyper",
     equation="α^t = clip(α^{t-1} + κ ⟨Δ^t, Δ^{t-1}⟩)",
+    communication="‖Δ_m‖² up with normalise='debiased'",
     source=f"{_PAPER}, eq. 15-16",
     note="inner_product='applied' takes ⟨Δ^t, u^{t-1}⟩ with the direction u that the server's optimizer took; beside a "
     "method that starts from another global rate than 1, bounds are relative to it unless given; with normalise and "
@@ -99,6 +100,7 @@ def _unless_usual(inner_product: str) -> str | None:
     title="FedHyper-SL",
     kind="FedHyper",
     equation="β^{t+1} = clip(β^t + κ ⟨Δ^t, Δ^{t-1}⟩)",
+    communication="‖Δ_m‖² up with normalise='debiased'",
     source=f"{_PAPER}, eq. 17-18",
 )
 def SL(
@@ -114,7 +116,7 @@ def SL(
     r"""FedHyper-SL: the server moves the local rate of the next round, β^{t+1} = clip(β^t + κ ⟨Δ^t, Δ^{t-1}⟩).
 
     The raw product scales with the square of the loss: from local rates that start too large it can diverge, whatever
-    the bounds (experiments/fashion_mnist_rates.py measures it). A scale-free rule does not:
+    the bounds (experiments/fashion_mnist_rates.py measures it). In the same runs this scale-free rule did not:
 
     .. math:: \beta^{t+1} = \mathrm{clip}\bigl(\beta^t \exp(\mathrm{clip}(\kappa \langle \Delta^t, \Delta^{t-1} \rangle
       / \|\Delta^{t-1}\|^2, \pm 0.2))\bigr), \quad \kappa = 0.2
@@ -182,8 +184,9 @@ def CL(
     that start too large CL can diverge, whatever the bounds.
 
     Args:
-      hyper_rate: κ ≥ 0; 1 in the paper, 0 is FedAvg exactly. 0.2 divided by the number of local steps is a good start
-        where a normalised product moves the logarithm of the rate.
+      hyper_rate: κ ≥ 0; 1 in the paper, 0 is FedAvg exactly. Where a normalised product moves the logarithm of the
+        rate, 0.2 is a good start for rates that restart each round, 0.2 divided by the number of local steps for those
+        that go on ("warm", "per_client").
       local_bounds: of β, from the run's β^0 wherever another rule has moved β: 'relative' (β^0/γ, β^0·γ), 'absolute'
         (1/γ, γ) or a pair of numbers. Beside a schedule of the local rate they must hold all of it.
       local_gamma: γ ≥ 1 of named bounds.

@@ -101,6 +101,17 @@ c `polyak_scale` or `decrease`, C `clip_norm`, α of FedDyn `dynamic_weight`, fa
 clip keeps a rate inside `global_bounds` (α) or `local_bounds` (β), where names stand for `global_gamma` and
 `local_gamma`. State is what is kept between rounds besides w, rates and Δ^{{t-1}}.
 
+The products of G, SL and CL scale with the square of the loss. `normalise` makes pure numbers h of them:
+`squared_norm` divides by ‖Δ^{{t-1}}‖², `cosine` by ‖Δ^t‖ ‖Δ^{{t-1}}‖ and `debiased` (G and SL only) by the mean product
+of the updates of two different clients, which does not grow in small cohorts as ‖Δ^{{t-1}}‖² does.
+`update` is `additive`, r + κ h, or `exponential`, r exp(κ h), with |κ h| at most `max_change` (0.2 of exponential
+updates if not given). With both, the units of the loss do not matter; a good start is κ = 0.2, divided by the number of
+local steps for CL whose rates go on from round to round:
+
+```console
+fedhyper run --method SL --hyper-rate 0.2 --options normalise squared_norm update exponential
+```
+
 ## Names and options
 
 A method is a function of its options, and of a loss: `fh.fedprox(proximal_weight=0.01)` is a value, and

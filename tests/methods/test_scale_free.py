@@ -26,7 +26,7 @@ COHORTS = ([0, 1, 4], [2, 4, 3, 1], [0], [1, 2], [3, 4, 0, 2], [1, 3, 4, 0], [2,
 
 def examples():
     rng = np.random.default_rng(8)
-    x = rng.normal(size=(sum(SIZES), 2)) + [1.0, 0.5]
+    x = rng.normal([1.0, 0.5], size=(sum(SIZES), 2))
     return x, x @ [2.0, -1.0] + rng.normal(size=len(x))
 
 
@@ -182,12 +182,15 @@ def test_refusals_say_why_and_what_to_do():
         G(normalise="cosin")
     with pytest.raises(ValueError, match="unknown update 'multiply'; known: additive, exponential"):
         SL(update="multiply")
-    with pytest.raises(ValueError, match="max_change must be finite and > 0, got -0.1"):
+    with pytest.raises(ValueError, match=r"max_change must be finite and > 0, got -0\.1"):
         G(max_change=-0.1)
     with pytest.raises(ValueError, match=r"'applied' takes products with another direction; use normalise='squared_n"):
         G(normalise="debiased")(loss_fn, inner_product="applied", **settings)
     with pytest.raises(ValueError, match="estimates the length of a mean of client updates, but the median"):
         (median() + SL(normalise="debiased"))(loss_fn, **settings)
+    own, narrow = SL(normalise="debiased", local_bounds=(0.01, 1.0)), CL(local_bounds=(0.05, 0.5))
+    with pytest.raises(ValueError, match=r"the server may move the local rate to .* outside CL's local_bounds"):
+        (own + narrow)(loss_fn, **settings)
     with pytest.raises(ValueError, match="unknown scheduler in normalise 'GG'; did you mean G"):
         fedhyper(loss_fn, "G+CL", normalise={"GG": "cosine"}, **settings)
 

@@ -246,6 +246,13 @@ BAD = {
         "option proximal_weight must be a number, got 'large'",
     ),
     "number for a word": (["run", "--options", "client_rates", "1"], "option client_rates must be a word, got 1.0"),
+    "way of a product": (
+        ["run", "--options", "normalise", "cosin"],
+        "unknown normalise 'cosin'; did you mean cosine? known: cosine, squared_norm, debiased",
+    ),
+    "number for a way": (["run", "--options", "normalise", "1"], "unknown normalise 1.0; known: cosine, squared_norm"),
+    "word for a bound": (["run", "--options", "max_change", "small"], "max_change must be a real number, got 'small'"),
+    "nothing to debias": (["run", "--options", "normalise", "debiased"], "CL sees the gradients of one client; use"),
     "half an integer": (
         ["run", "--method", "plateau_local", "--options", "patience", "2.5"],
         "patience must be an integer ≥ 1, got 2.5",
