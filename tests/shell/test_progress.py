@@ -7,7 +7,7 @@ def chunk(first, done, seconds):
 
 
 def test_speed_and_time_left_do_not_count_compilation(capsys):
-    with ProgressBar(total_rounds=20, parts=2, quiet=True) as bar:
+    with ProgressBar(total_rounds=20, programs=2, quiet=True) as bar:
         bar.start_part("a")
         bar(chunk(0, 5, 100.0))
         assert bar.rounds_per_second is None and bar._speed() == "measuring"
@@ -23,7 +23,7 @@ def test_speed_and_time_left_do_not_count_compilation(capsys):
 
 
 def test_the_bar_is_on_standard_error(capsys):
-    with ProgressBar(total_rounds=2, parts=1, quiet=False) as bar:
+    with ProgressBar(total_rounds=2, programs=1, quiet=False) as bar:
         bar.start_part("fedavg")
         bar(chunk(0, 1, 0.1))
         bar(chunk(1, 2, 0.1))

@@ -51,7 +51,8 @@ def hypergradient(
             mean = jnp.clip(feedback.reported.astype(state.rate.dtype), min=state.lower, max=state.upper)
             state = AdaptiveRate(mean, state.hyper_rate, state.lower, state.upper)
         state, observed = adapt(state, feedback.inner_product)
-        return state, RateReport.one(clipped=observed.clipped, finite=~observed.non_finite)
+        report = RateReport.one(clipped=observed.clipped, finite=~observed.non_finite)
+        return state, _tree.select(state.hyper_rate > 0, report, RateReport.none())
 
     def refused(before: AdaptiveRate, moved: AdaptiveRate) -> AdaptiveRate:
         """Half the rate, within its bounds: the round was no good. κ = 0 keeps it."""
