@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from fedhyper_jax.methods.pieces import Part, Pieces
 from fedhyper_jax.methods.table import method_by_name
@@ -12,7 +12,8 @@ _ADDED = ("G", "SL")
 """What can be added to other methods with κ = 0: it changes no bit of a run, and costs one scalar a round."""
 
 
-class Family(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Family:
     """Methods that are one method with other hyper rates.
 
     Attributes:

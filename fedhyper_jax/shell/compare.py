@@ -4,7 +4,7 @@ import functools
 import itertools
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -103,15 +103,16 @@ def compare(
             write_summary(folder, {"status": "unfinished", "strategy": earlier, **origin})
         from_where = dict(zip(places, checkpoints, strict=True))
         families = _own_families(compared_families(config))
+        programs = functools.cache(functools.partial(_program, config, experiment))
         total_rounds = config.run.rounds * sum(len(family.hyper_rates) for family in families)
         with ProgressBar(total_rounds=total_rounds, programs=len(families), quiet=quiet or not first) as bar:
-            choice = _choice(config, experiment, families, bar) if earlier is None else earlier
+            choice = _choice(config, families, programs, bar) if earlier is None else earlier
             if first:
                 write_summary(folder, {"status": "unfinished", "strategy": choice, **origin})
             notes = {"made_of": known, "strategy": choice}
             for family in families:
-                program = _program(family, config, experiment, choice["used"])
                 for method in family.hyper_rates:
+                    program = programs(family, choice["used"])
                     _method(method, program, config, places[method], from_where[method], notes, bar)
             bar.describe("waiting for the other processes")
             _wait_for_methods(list(places.values()) if first else [])
@@ -210,7 +211,7 @@ def _own_families(families: Sequence[Family]) -> list[Family]:
 
 
 class _Program(NamedTuple):
-    """What runs all methods of a family: its arguments are the same objects, so it is compiled once."""
+    """What runs all methods of a family; compiled once, since one function makes all their algorithms."""
 
     family: Family
     arguments: dict[str, Any]  # of `sweep`
@@ -223,7 +224,7 @@ class _Program(NamedTuple):
         return {**self.arguments, "settings": {**settings, **constant}}
 
 
-def _program(family: Family, config: CompareConfig, experiment: Experiment, strategy: str) -> _Program:
+def _program(config: CompareConfig, experiment: Experiment, family: Family, strategy: str) -> _Program:
     grid = config.compare
     starts = [experiment.start(seed) for seed in grid.seed_list]
 
@@ -247,19 +248,23 @@ def _program(family: Family, config: CompareConfig, experiment: Experiment, stra
 
 
 def _choice(
-    config: CompareConfig, experiment: Experiment, families: Sequence[Family], bar: ProgressBar
+    config: CompareConfig, families: Sequence[Family], programs: Callable[[Family, str], _Program], bar: ProgressBar
 ) -> dict[str, Any]:
-    """The strategy, and how it was chosen."""
+    """The strategy, and how it was chosen, on rounds of the very program that is to come."""
     family, *_ = families or compared_families(config)  # (a process without methods helps to agree)
     method, *_ = family.hyper_rates
 
     def one_round(strategy: str):
-        return functools.partial(sweep, **_program(family, config, experiment, strategy).of(method), rounds=1)
+        arguments = programs(family, strategy).of(method)
+        return functools.partial(sweep, **arguments, rounds=1, rounds_per_chunk=rounds_per_chunk(config))
 
     bar.describe("choosing a strategy")
     # Processes divide methods between them; the devices of one alone divide its cohorts.
     devices = jax.device_count() if jax.process_count() == 1 else 1
+    start = time.perf_counter()
     _, choice = choose_strategy(config, one_round, rounds=max(1, bar.total_rounds), devices=devices)
+    if isinstance(choice.get("timings"), list):  # not asked for, nor known from an earlier run
+        bar.compiled(family.name, time.perf_counter() - start)
     return choice
 
 

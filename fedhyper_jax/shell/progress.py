@@ -72,6 +72,11 @@ class ProgressBar:
         speed = self._speed() if self._program in self._compiled else "compiling"
         self._bar.update(self._task, description=description, completed=self.rounds_done, speed=speed)
 
+    def compiled(self, program: str, seconds: float) -> None:
+        """Takes note that a program is compiled before its first chunk, and what that took."""
+        self._compiled.add(program)
+        self.first_chunk_seconds += seconds
+
     def describe(self, description: str) -> None:
         """Says what the part is doing now."""
         self._bar.update(self._task, description=description)
