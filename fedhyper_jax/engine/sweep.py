@@ -42,8 +42,7 @@ def sweep(
       params: initial parameters with a leading axis of seeds: one initialisation per key.
       data: the federated data set, shared.
       rounds: number of rounds of the whole runs.
-      rounds_per_chunk: rounds per compiled call; all of them if None. Of whatever length the last one, or the whole
-        run, is: only another ``rounds_per_chunk`` is compiled anew.
+      rounds_per_chunk: rounds per compiled call; all of them if None. A shorter call is the same program.
       callbacks: as in `simulation.run`; states and histories carry the two leading axes.
       states: go on from here: what a callback of the same sweep saw after some of its rounds, all at the same round;
         None begins. Only the rounds that are left are run. Its memory is given to the result.
