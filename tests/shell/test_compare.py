@@ -10,7 +10,7 @@ from fedhyper_jax.shell.records import group_records, read_records
 
 METHODS = ("fedavg", "G", "SL", "CL", "G+SL", "G+CL")
 TINY = ["--model", "logistic", "--clients", "12", "--cohort-size", "3", "--local-steps", "2", "--batch-size", "4"]
-TINY += ["--no-evaluate-clients", "--quiet", "--rounds", "3", "--checkpoint-every", "2"]
+TINY += ["--no-evaluate-clients", "--quiet", "--rounds", "5", "--checkpoint-every", "4"]
 
 
 def test_methods_that_differ_in_hyper_rates_share_a_program(tmp_path, monkeypatch):
