@@ -42,7 +42,7 @@ def sweep(
       params: initial parameters with a leading axis of seeds: one initialisation per key.
       data: the federated data set, shared.
       rounds: number of rounds of the whole runs.
-      rounds_per_chunk: rounds per compiled call; all of them if None.
+      rounds_per_chunk: rounds per compiled call; all of them if None. A shorter call is the same program.
       callbacks: as in `simulation.run`; states and histories carry the two leading axes.
       states: go on from here: what a callback of the same sweep saw after some of its rounds, all at the same round;
         None begins. Only the rounds that are left are run. Its memory is given to the result.
@@ -95,18 +95,19 @@ def sweep(
     static = tuple(sorted(simulation.items()))
 
     def advance(states, *, first_round, rounds, total_rounds):
-        return _advance(
+        numbers = (jnp.asarray(number, jnp.int32) for number in (first_round, rounds, total_rounds))
+        states, history = _advance(
             make_algorithm,
             states,
             settings,
             keys,
             data,
             evaluation_data,
-            jnp.asarray(first_round, jnp.int32),
-            jnp.asarray(total_rounds, jnp.int32),
-            rounds=rounds,
+            *numbers,
+            most_rounds=rounds_per_chunk,
             static=static,
         )
+        return states, jax.tree.map(lambda leaf: np.asarray(leaf)[:, :, :rounds], history)
 
     states, history = run_chunks(
         advance,
@@ -147,30 +148,54 @@ def _start(make_algorithm, settings, params):
     return jax.vmap(lambda setting: jax.vmap(make_algorithm(**setting).init)(params))(settings)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("rounds", "static"), donate_argnums=1)
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("most_rounds", "static"), donate_argnums=1)
 def _advance(
-    make_algorithm, states, settings, keys, data, evaluation_data, first_round, total_rounds, *, rounds, static
+    make_algorithm,
+    states,
+    settings,
+    keys,
+    data,
+    evaluation_data,
+    first_round,
+    rounds,
+    total_rounds,
+    *,
+    most_rounds,
+    static,
 ):
-    def one_setting(setting, states):
-        # Made inside the trace, so that a setting reaches whatever the factory does with it.
-        algorithm = make_algorithm(**setting)
+    """Plays rounds; how many of at most ``most_rounds`` is data, so that a short chunk is the same program."""
 
-        def one_seed(key, state):
-            return simulate(
-                algorithm,
-                key,
-                state,
-                data,
-                rounds=rounds,
-                first_round=first_round,
-                total_rounds=total_rounds,
-                evaluation_data=evaluation_data,
-                **dict(static),
-            )
+    @jax.jit  # traced once for the shapes and the loop
+    def one_round(states, number):
+        def one_setting(setting, states):
+            # Made inside the trace, so that a setting reaches whatever the factory does with it.
+            algorithm = make_algorithm(**setting)
 
-        return jax.vmap(one_seed)(keys, states)
+            def one_seed(key, state):
+                return simulate(
+                    algorithm,
+                    key,
+                    state,
+                    data,
+                    rounds=1,
+                    first_round=number,
+                    total_rounds=total_rounds,
+                    evaluation_data=evaluation_data,
+                    **dict(static),
+                )
 
-    return jax.vmap(one_setting)(settings, states)
+            return jax.vmap(one_seed)(keys, states)
+
+        return jax.vmap(one_setting)(settings, states)
+
+    def next_round(index, carry):
+        states, history = carry
+        states, one = one_round(states, first_round + index)
+        return states, jax.tree.map(lambda all, own: all.at[:, :, index].set(own[:, :, 0]), history, one)
+
+    _, one = jax.eval_shape(one_round, states, first_round)
+    history = jax.tree.map(lambda leaf: jnp.zeros((*leaf.shape[:2], most_rounds), leaf.dtype), one)
+    return jax.lax.fori_loop(0, rounds, next_round, (states, history))
 
 
 def _check_setting(name: str, values) -> None:

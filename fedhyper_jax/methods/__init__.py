@@ -11,6 +11,7 @@ called with a loss it is an algorithm.
 from fedhyper_jax.methods import families
 from fedhyper_jax.methods.bounds import resolve_bounds
 from fedhyper_jax.methods.families import *  # noqa: F403
+from fedhyper_jax.methods.joint import Family, method_families
 from fedhyper_jax.methods.pieces import Pieces, Start
 from fedhyper_jax.methods.table import (
     KINDS,
@@ -26,6 +27,7 @@ from fedhyper_jax.methods.values import Method, method
 __all__ = [
     "KINDS",
     "METHODS",
+    "Family",
     "Method",
     "Pieces",
     "Start",
@@ -33,6 +35,7 @@ __all__ = [
     "make_method",
     "method",
     "method_by_name",
+    "method_families",
     "method_options",
     "method_table",
     "parse_method",

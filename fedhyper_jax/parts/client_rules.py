@@ -122,7 +122,8 @@ def local_hypergradient(
 
     def report(state):
         updates = jnp.maximum(state.step_count - 1, 0) - state.non_finite_count
-        return RateReport(updates=updates, clipped=state.clipped_count, non_finite=state.non_finite_count)
+        moved = RateReport(updates=updates, clipped=state.clipped_count, non_finite=state.non_finite_count)
+        return _tree.select(state.hyper_rate > 0, moved, RateReport.none())
 
     unused = global_weight is not None and not _validate.is_traced(global_weight) and float(global_weight) == 0
     return ClientRule(init=init, transform=transform, report=report, needs_pseudo_gradient=not unused)

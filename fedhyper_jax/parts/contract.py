@@ -36,7 +36,7 @@ def no_state(params: Params) -> PyTree:
 class RateReport(NamedTuple):
     """Doings of a rule in a round; int32 scalars."""
 
-    updates: Int[Array, ""]  # adaptive updates of the rate, that with product 0 in round 0 included
+    updates: Int[Array, ""]  # adaptive updates, that with product 0 in round 0 included; none with κ = 0
     clipped: Int[Array, ""]  # of these, values outside the bounds before clipping
     non_finite: Int[Array, ""]  # products that were not finite, and so moved nothing
 

@@ -11,9 +11,9 @@ from fedhyper_jax import _validate
 from fedhyper_jax.base import FederatedAlgorithm, LossFunction
 from fedhyper_jax.data import LocalWork, local_epochs, local_steps
 from fedhyper_jax.engine import parse_strategy
-from fedhyper_jax.methods import METHODS, make_method, method_options, parse_method
+from fedhyper_jax.methods import METHODS, Family, make_method, method_families, method_options, parse_method
 from fedhyper_jax.parts import server_optimizers
-from fedhyper_jax.shell.config import AUTO, Config, MethodSettings, RunConfig, WorkConfig
+from fedhyper_jax.shell.config import AUTO, CompareConfig, Config, MethodSettings, RunConfig, WorkConfig
 from fedhyper_jax.shell.deployment import make_failures, make_guard
 from fedhyper_jax.shell.records import plain
 
@@ -191,6 +191,17 @@ def _check_step_of_its_own(settings: MethodSettings, names: Sequence[str]) -> No
         for part in parse_method(name):
             if part == "G" or METHODS[part].kind in ("global rate", "authors' code"):
                 raise ValueError(f"server_optimizer 'mechanic' finds its own step, and {part} scales it; use one")
+
+
+def compared_families(config: CompareConfig) -> list[Family]:
+    """The methods of a comparison, divided into those that one compiled program can run; see `method_families`.
+
+    Example:
+      >>> [family.name for family in compared_families(CompareConfig())]
+      ['G+SL', 'CL+G']
+    """
+    names = config.compare.methods
+    return method_families(names, **given_options(config.method, names))
 
 
 def cells(config: Config) -> list[tuple[str, float]]:

@@ -1,14 +1,18 @@
 """Several methods from several initial local rates with several seeds; what `fedhyper compare` does."""
 
 import functools
+import itertools
 import pathlib
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedhyper_jax.engine import History, place, sweep, sweep_shapes, wait_for_all
+from fedhyper_jax.methods import Family
+from fedhyper_jax.shell.algorithms import compared_families
 from fedhyper_jax.shell.cache import cache_use
 from fedhyper_jax.shell.checkpoint_file import Checkpoint
 from fedhyper_jax.shell.config import CompareConfig, ConfigError, GridConfig
@@ -51,8 +55,9 @@ def compare(
 ) -> dict[str, Any]:
     """Runs every method from every initial local rate with every seed, and leaves a run folder behind.
 
-    All rates and seeds of a method are one compiled program, see `sweep`. Several processes divide the methods between
-    them; the first one draws and sums up.
+    All rates and seeds of a method run side by side, see `sweep`. Methods that differ in hyper rates alone share one
+    compiled program, see `method_families`. Several processes divide the methods between them; the first one draws and
+    sums up.
 
     Args:
       config: what to compare.
@@ -96,15 +101,19 @@ def compare(
         if first:
             (folder / METRICS).unlink(missing_ok=True)  # joined anew from those of the methods
             write_summary(folder, {"status": "unfinished", "strategy": earlier, **origin})
-        own = grid.methods[jax.process_index() :: jax.process_count()]
-        with ProgressBar(total_rounds=config.run.rounds * len(own), parts=len(own), quiet=quiet or not first) as bar:
-            choice = _choice(config, experiment, bar) if earlier is None else earlier
+        from_where = dict(zip(places, checkpoints, strict=True))
+        families = _own_families(compared_families(config))
+        programs = functools.cache(functools.partial(_program, config, experiment))
+        total_rounds = config.run.rounds * sum(len(family.hyper_rates) for family in families)
+        with ProgressBar(total_rounds=total_rounds, programs=len(families), quiet=quiet or not first) as bar:
+            choice = _choice(config, families, programs, bar) if earlier is None else earlier
             if first:
                 write_summary(folder, {"status": "unfinished", "strategy": choice, **origin})
             notes = {"made_of": known, "strategy": choice}
-            for (method, where), checkpoint in zip(places.items(), checkpoints, strict=True):
-                if method in own:
-                    _method(method, config, experiment, where, checkpoint, notes, bar)
+            for family in families:
+                for method in family.hyper_rates:
+                    program = programs(family, choice["used"])
+                    _method(method, program, config, places[method], from_where[method], notes, bar)
             bar.describe("waiting for the other processes")
             _wait_for_methods(list(places.values()) if first else [])
             wait_for_all("all methods are done")
@@ -153,25 +162,116 @@ def _origin(config: CompareConfig, experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _choice(config: CompareConfig, experiment: Experiment, bar: ProgressBar) -> dict[str, Any]:
-    """The strategy, and how it was chosen."""
-    first_method = config.compare.methods[0]
-    own = len(config.compare.methods[jax.process_index() :: jax.process_count()])
+def divided_families(families: Sequence[Family], processes: int) -> list[list[Family]]:
+    """The methods of all families, divided over processes; a family may be divided too.
+
+    Compiling a family's program counts as much as a method's rounds: on short comparisons it takes longer, on long ones
+    less. No process is given more than needs be.
+
+    Args:
+      families: see `method_families`.
+      processes: how many.
+
+    Returns:
+      The families of each process; of fewer processes where more of them would not be done sooner.
+
+    Example:
+      >>> from fedhyper_jax.methods import method_families
+      >>> families = method_families(["fedavg", "G", "SL", "CL", "G+SL", "G+CL"])
+      >>> [[list(family.hyper_rates) for family in own] for own in divided_families(families, 2)]
+      [[['fedavg', 'G', 'SL', 'G+SL']], [['CL', 'G+CL']]]
+      >>> [[list(family.hyper_rates) for family in own] for own in divided_families(families, 3)]
+      [[['fedavg', 'G']], [['SL', 'G+SL']], [['CL', 'G+CL']]]
+    """
+    for most in itertools.count(2):
+        shares = _shares(families, most)
+        if len(shares) <= processes:
+            return shares
+
+
+def _shares(families: Sequence[Family], most: int) -> list[list[Family]]:
+    """Families cut so that none has more than ``most`` methods and programs together."""
+    shares, room = [], 0
+    for family in families:
+        left = list(family.hyper_rates.items())
+        while left:
+            if room < 2:
+                shares.append([])
+                room = most
+            taken, left = left[: room - 1], left[room - 1 :]
+            shares[-1].append(Family(family.name, dict(taken)))
+            room -= 1 + len(taken)
+    return shares
+
+
+def _own_families(families: Sequence[Family]) -> list[Family]:
+    """Those of this process."""
+    shares = divided_families(families, jax.process_count())
+    return shares[jax.process_index()] if jax.process_index() < len(shares) else []
+
+
+class _Program(NamedTuple):
+    """What runs all methods of a family; compiled once, since one function makes all their algorithms."""
+
+    family: Family
+    arguments: dict[str, Any]  # of `sweep`
+
+    def of(self, method: str) -> dict[str, Any]:
+        """Arguments of `sweep` for a method from all initial local rates with all seeds."""
+        settings = self.arguments["settings"]
+        hyper_rates = self.family.hyper_rates[method]
+        constant = {name: jnp.full_like(settings["local_rate"], rate) for name, rate in hyper_rates.items()}
+        return {**self.arguments, "settings": {**settings, **constant}}
+
+
+def _program(config: CompareConfig, experiment: Experiment, family: Family, strategy: str) -> _Program:
+    grid = config.compare
+    starts = [experiment.start(seed) for seed in grid.seed_list]
+
+    def make_algorithm(local_rate, **hyper_rates):
+        given = {"hyper_rate": hyper_rates} if hyper_rates else {}
+        return experiment.make_algorithm(family.name, local_rate, strategy=strategy, **given)
+
+    arguments = {
+        "make_algorithm": make_algorithm,
+        "settings": {"local_rate": jnp.asarray(grid.local_rates)},
+        "keys": jnp.stack([key for _, key in starts]),
+        "params": jax.tree.map(lambda *leaves: jnp.stack(leaves), *[params for params, _ in starts]),
+        "data": place(strategy, experiment.task.data),
+        "cohort_size": config.run.cohort_size,
+        "evaluate": experiment.evaluate,
+        "evaluation_data": place(strategy, experiment.evaluation_data),
+        "eval_every": config.run.eval_every,
+        "participation": experiment.participation,
+    }
+    return _Program(family, arguments)
+
+
+def _choice(
+    config: CompareConfig, families: Sequence[Family], programs: Callable[[Family, str], _Program], bar: ProgressBar
+) -> dict[str, Any]:
+    """The strategy, and how it was chosen, on rounds of the very program that is to come."""
+    family, *_ = families or compared_families(config)  # (a process without methods helps to agree)
+    method, *_ = family.hyper_rates
 
     def one_round(strategy: str):
-        return functools.partial(sweep, **_sweep_arguments(first_method, config, experiment, strategy), rounds=1)
+        arguments = programs(family, strategy).of(method)
+        return functools.partial(sweep, **arguments, rounds=1, rounds_per_chunk=rounds_per_chunk(config))
 
     bar.describe("choosing a strategy")
     # Processes divide methods between them; the devices of one alone divide its cohorts.
     devices = jax.device_count() if jax.process_count() == 1 else 1
-    _, choice = choose_strategy(config, one_round, rounds=config.run.rounds * own, devices=devices)
+    start = time.perf_counter()
+    _, choice = choose_strategy(config, one_round, rounds=max(1, bar.total_rounds), devices=devices)
+    if isinstance(choice.get("timings"), list):  # not asked for, nor known from an earlier run
+        bar.compiled(family.name, time.perf_counter() - start)
     return choice
 
 
 def _method(
     method: str,
+    program: _Program,
     config: CompareConfig,
-    experiment: Experiment,
     where: Place,
     checkpoint: Checkpoint | None,
     notes: dict[str, Any],
@@ -180,9 +280,9 @@ def _method(
     """Runs the rounds of a method that are left, from all initial local rates with all seeds."""
     rounds, every, folder = config.run.rounds, config.run.checkpoint_every, pathlib.Path(config.folder)
     done = 0 if checkpoint is None else checkpoint.notes["rounds_done"]
-    bar.start_part(method, rounds_done=done)
+    bar.start_part(method, rounds_done=done, program=program.family.name)
     if done < rounds:
-        arguments = _sweep_arguments(method, config, experiment, notes["strategy"]["used"])
+        arguments = program.of(method)
         states = None
         if checkpoint is not None:
             shapes = sweep_shapes(*(arguments[name] for name in ("make_algorithm", "settings", "params")))
@@ -209,24 +309,6 @@ def _wait_for_methods(places: list[Place]) -> None:
     """Waits until all methods are done; in Python, so that Ctrl-C ends it, which a wait in C++ would not let happen."""
     while not all(_done_mark(where).exists() for where in places):
         time.sleep(0.05)
-
-
-def _sweep_arguments(method: str, config: CompareConfig, experiment: Experiment, strategy: str) -> dict[str, Any]:
-    """Arguments of `sweep` for a method from all initial local rates with all seeds."""
-    grid = config.compare
-    starts = [experiment.start(seed) for seed in grid.seed_list]
-    return {
-        "make_algorithm": lambda local_rate: experiment.make_algorithm(method, local_rate, strategy=strategy),
-        "settings": {"local_rate": jnp.asarray(grid.local_rates)},
-        "keys": jnp.stack([key for _, key in starts]),
-        "params": jax.tree.map(lambda *leaves: jnp.stack(leaves), *[params for params, _ in starts]),
-        "data": place(strategy, experiment.task.data),
-        "cohort_size": config.run.cohort_size,
-        "evaluate": experiment.evaluate,
-        "evaluation_data": place(strategy, experiment.evaluation_data),
-        "eval_every": config.run.eval_every,
-        "participation": experiment.participation,
-    }
 
 
 def _records(method: str, grid: GridConfig, history: History) -> list[Record]:

@@ -12,27 +12,27 @@ from fedhyper_jax.engine import Progress as RoundsDone
 class ProgressBar:
     """A bar on standard error, and the clock of the work; a callback for `simulation.run` and `sweep`.
 
-    Work has parts, one a compiled program. The first chunk of a part compiles; neither the speed shown nor the steady
-    seconds count it.
+    Work has parts, and several may be one compiled program. The first chunk of a program compiles; neither the speed
+    shown nor the steady seconds count it.
 
     Args:
       total_rounds: over all parts.
-      parts: how many compiled programs there will be.
+      programs: how many compiled programs there will be.
       quiet: show nothing, keep time only.
       unit: what a round of the work is called.
 
     Example:
-      >>> with ProgressBar(total_rounds=10, parts=1, quiet=True) as bar:
+      >>> with ProgressBar(total_rounds=10, programs=1, quiet=True) as bar:
       ...     bar.start_part("fedavg")
       >>> bar.steady_rounds
       0
     """
 
-    def __init__(self, *, total_rounds: int, parts: int, quiet: bool, unit: str = "rounds"):
-        self.total_rounds, self.parts, self.unit = total_rounds, parts, unit
-        self.rounds_done = self.parts_started = self.steady_rounds = 0
+    def __init__(self, *, total_rounds: int, programs: int, quiet: bool, unit: str = "rounds"):
+        self.total_rounds, self.programs, self.unit = total_rounds, programs, unit
+        self.rounds_done = self.steady_rounds = 0
         self.first_chunk_seconds, self.steady_seconds = 0.0, 0.0
-        self._compiles = True  # the next chunk does
+        self._program, self._compiled = "", set()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
@@ -59,12 +59,23 @@ class ProgressBar:
         """Seconds since the bar was entered."""
         return time.perf_counter() - self._start
 
-    def start_part(self, description: str, rounds_done: int = 0) -> None:
-        """Says that the next compiled program begins, and how many of its rounds an earlier process did."""
-        self.parts_started += 1
+    def start_part(self, description: str, rounds_done: int = 0, *, program: str | None = None) -> None:
+        """Says that the next part begins.
+
+        Args:
+          description: what it is called.
+          rounds_done: how many of its rounds an earlier process did.
+          program: name of the program that it shares with other parts; one of its own if None.
+        """
         self.rounds_done += rounds_done
-        self._compiles = True
-        self._bar.update(self._task, description=description, completed=self.rounds_done, speed="compiling")
+        self._program = description if program is None else program
+        speed = self._speed() if self._program in self._compiled else "compiling"
+        self._bar.update(self._task, description=description, completed=self.rounds_done, speed=speed)
+
+    def compiled(self, program: str, seconds: float) -> None:
+        """Takes note that a program is compiled before its first chunk, and what that took."""
+        self._compiled.add(program)
+        self.first_chunk_seconds += seconds
 
     def describe(self, description: str) -> None:
         """Says what the part is doing now."""
@@ -74,8 +85,8 @@ class ProgressBar:
         """Takes note of a chunk of rounds."""
         rounds = done.rounds_done - done.first_round
         self.rounds_done += rounds
-        if self._compiles:
-            self._compiles = False
+        if self._program not in self._compiled:
+            self._compiled.add(self._program)
             self.first_chunk_seconds += done.seconds
         else:
             self.steady_seconds += done.seconds
@@ -94,8 +105,9 @@ class ProgressBar:
         left = self.total_rounds - self.rounds_done
         if not left:
             return f"{speed:.3g} {self.unit}/s"
-        compiling = self.first_chunk_seconds / self.parts_started * (self.parts - self.parts_started)
-        minutes, seconds = divmod(round(left / speed + compiling), 60)
+        compiled = len(self._compiled)
+        to_compile = self.first_chunk_seconds / compiled * (self.programs - compiled)
+        minutes, seconds = divmod(round(left / speed + to_compile), 60)
         return f"{speed:.3g} {self.unit}/s, ETA {minutes}:{seconds:02d}"
 
 

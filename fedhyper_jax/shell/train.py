@@ -84,7 +84,7 @@ def train(
         earlier = recorded_strategy(folder, [checkpoint]) if resume else None
         if first:
             write_summary(folder, {"status": "unfinished", "strategy": earlier, **origin})
-        with ProgressBar(total_rounds=config.run.rounds, parts=1, quiet=quiet or not first) as bar:
+        with ProgressBar(total_rounds=config.run.rounds, programs=1, quiet=quiet or not first) as bar:
             choice = _choice(config, experiment, bar) if earlier is None else earlier
             if first:
                 write_summary(folder, {"status": "unfinished", "strategy": choice, **origin})

@@ -7,7 +7,7 @@ def chunk(first, done, seconds):
 
 
 def test_speed_and_time_left_do_not_count_compilation(capsys):
-    with ProgressBar(total_rounds=20, parts=2, quiet=True) as bar:
+    with ProgressBar(total_rounds=20, programs=2, quiet=True) as bar:
         bar.start_part("a")
         bar(chunk(0, 5, 100.0))
         assert bar.rounds_per_second is None and bar._speed() == "measuring"
@@ -22,8 +22,22 @@ def test_speed_and_time_left_do_not_count_compilation(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_parts_that_share_a_program_compile_once():
+    with ProgressBar(total_rounds=40, programs=2, quiet=True) as bar:
+        bar.compiled("one", 30.0)
+        bar.start_part("a", program="one")
+        bar(chunk(0, 10, 2.0))
+        assert bar._speed() == "5 rounds/s, ETA 0:36"  # 30 rounds at 5 a second, and 30 s to compile the other program
+        bar.start_part("b", rounds_done=10, program="other")  # of an earlier process, so nothing was compiled for it
+        bar.start_part("c", program="other")
+        bar(chunk(0, 5, 50.0))
+        bar.start_part("d", program="other")
+        bar(chunk(0, 5, 1.0))
+    assert (bar.first_chunk_seconds, bar.steady_seconds, bar.steady_rounds) == (80.0, 3.0, 15)
+
+
 def test_the_bar_is_on_standard_error(capsys):
-    with ProgressBar(total_rounds=2, parts=1, quiet=False) as bar:
+    with ProgressBar(total_rounds=2, programs=1, quiet=False) as bar:
         bar.start_part("fedavg")
         bar(chunk(0, 1, 0.1))
         bar(chunk(1, 2, 0.1))

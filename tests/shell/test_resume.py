@@ -56,6 +56,12 @@ def killed(after, part=1, signal_number=None):
     """Inside, a process ends, as it were, when so many rounds of the part are recorded; or it gets the signal."""
 
     class Bar(shell_train.ProgressBar):
+        parts_started = 0
+
+        def start_part(self, *arguments, **options):
+            super().start_part(*arguments, **options)
+            self.parts_started += 1
+
         def __call__(self, done):
             super().__call__(done)
             if done.rounds_done == after and self.parts_started == part:

@@ -122,7 +122,8 @@ def hypergradient(
         rate, observed = adapt(rate, _pure_number(normalise, state, feedback), update=update)
         if debiased:
             rate = DebiasedRate(*rate, squared_norm=_debiased(feedback).astype(rate.rate.dtype))
-        return rate, RateReport.one(clipped=observed.clipped, finite=~observed.non_finite)
+        report = RateReport.one(clipped=observed.clipped, finite=~observed.non_finite)
+        return rate, _tree.select(rate.hyper_rate > 0, report, RateReport.none())
 
     def refused(before, moved):
         """Half the rate, within its bounds: the round was no good. κ = 0 keeps it."""
