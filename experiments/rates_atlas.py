@@ -2,7 +2,7 @@
 
 Command:   python experiments/rates_atlas.py                 (all tasks; hours on 2 cores)
            python experiments/rates_atlas.py --small         (digits only, 3 seeds; minutes)
-           python experiments/rates_atlas.py --tasks fm fm01 --seeds 5 --add
+           python experiments/rates_atlas.py --tasks fm fm01 --no-starts --add   (tuned FedAvg and retained_gain only)
 Expected:  methods that keep or nudge the rates they were given learn in a band of a factor of 10 to 30 around the best
            ones; FedHyper's raw rule gains where rates start too small and breaks where they start too large;
            `retained_gain`, whose rates begin by measurement, has no start to lose by.
@@ -160,8 +160,8 @@ def grid(local_rates: Sequence[float], global_rates: Sequence[float] | None) -> 
     return {"local_rate": np.array([p[0] for p in pairs]), "global_rate": np.array([p[1] for p in pairs])}
 
 
-def measure(name: str, seeds: Sequence[int]) -> dict[str, Any]:
-    """Everything of one task: each method's cells as (global rates, local rates, seeds)."""
+def measure(name: str, seeds: Sequence[int], *, starts: bool = True) -> dict[str, Any]:
+    """Everything of one task: each method's cells as (global rates, local rates, seeds); without starts no cells."""
     federation = Federation(TASKS[name])
     started, cells = time.perf_counter(), {}
 
@@ -174,7 +174,7 @@ def measure(name: str, seeds: Sequence[int]) -> dict[str, Any]:
     told("tuning")
     reference = federation.accuracies("fedavg", best, seeds)[0]
     averaged = federation.accuracies("fedavg", best, seeds, evaluate_at="running_average")[0]
-    for title, method in FROM_A_START.items():
+    for title, method in FROM_A_START.items() if starts else ():
         above = None if method == "fedexp" else [a * (0.1 if method == "fedadam" else 1) for a in GLOBAL_RATES]
         values = federation.accuracies(method, grid(LOCAL_RATES, above), seeds, **OPTIONS.get(method, {}))
         cells[title] = np.broadcast_to(
@@ -248,12 +248,11 @@ def page(results: dict[str, Any], command: str) -> str:
         "more than 0.5 and 5 points below tuned FedAvg.",
         "",
     ]
-    for result in results.values():
+    for result in [result for result in results.values() if result["cells"]]:
         reference = float(np.mean(result["tuned"]["accuracy"]))
         lines += [f"**{result['title']}** (tuned FedAvg: {reference:.1f})", ""]
         lines += ["| method | worst start | within 0.5 | within 5 |", "|---|---|---|---|"]
-        for title, values in result["cells"].items():
-            cells = np.array(values)
+        for title, cells in with_ours(result).items():
             lines.append(
                 f"| {title} | {worst(cells):.1f} | {share_near(cells, reference, 0.5):.0%} | "
                 f"{share_near(cells, reference, 5):.0%} |"
@@ -262,11 +261,19 @@ def page(results: dict[str, Any], command: str) -> str:
     return "\n".join(lines)
 
 
+def with_ours(result: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The cells of every method, those of `retained_gain` included, which are the same from every start."""
+    cells = {title: np.array(values) for title, values in result["cells"].items()}
+    ours = np.broadcast_to(result["retained_gain"], (len(GLOBAL_RATES), len(LOCAL_RATES), len(result["seeds"])))
+    return {**cells, "retained gain": ours}
+
+
 def picture(results: dict[str, Any], path: pathlib.Path) -> None:
     """Small multiples: a row a task, a column a method; colour is the distance to tuned FedAvg."""
     import matplotlib.pyplot as plt
 
-    methods = list(FROM_A_START)
+    results = {name: result for name, result in results.items() if result["cells"]}
+    methods = [*FROM_A_START, "retained gain"]
     figure, axes = plt.subplots(
         len(results),
         len(methods),
@@ -280,7 +287,7 @@ def picture(results: dict[str, Any], path: pathlib.Path) -> None:
     for row, result in zip(axes, results.values(), strict=True):
         reference = float(np.mean(result["tuned"]["accuracy"]))
         for axis, title in zip(row, methods, strict=True):
-            means = np.nan_to_num(np.array(result["cells"][title]), nan=0.0).mean(axis=-1)
+            means = np.nan_to_num(with_ours(result)[title], nan=0.0).mean(axis=-1)
             image = axis.imshow(means - reference, cmap="RdYlBu", vmin=-30, vmax=30, aspect="auto")
             for (y, x), value in np.ndenumerate(means):
                 dark = abs(value - reference) > 20
@@ -304,6 +311,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help=f"tasks {SMALL['tasks']}, {SMALL['seeds']} seeds")
     parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), help="all of them if left out")
+    parser.add_argument("--no-starts", action="store_true", help="tuned FedAvg and retained_gain, no grid of starts")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--add", action="store_true", help="keep the tasks that the results have already")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "rates_atlas.json")
@@ -315,7 +323,7 @@ def main() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = json.loads(path.read_text()) if (arguments.add or arguments.draw) and path.exists() else {}
     for name in () if arguments.draw else names:
-        kept[name] = measure(name, list(seeds))
+        kept[name] = measure(name, list(seeds), starts=not arguments.no_starts)
         kept = {task: kept[task] for task in TASKS if task in kept}
         path.write_text(json.dumps(kept, indent=1) + "\n")
     command = "python experiments/rates_atlas.py" + (" --small" if arguments.small else "")

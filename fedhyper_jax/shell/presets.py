@@ -26,7 +26,7 @@ PRESETS: dict[str, CompareConfig] = {
         model=ModelConfig(name="mlp", hidden=(64,)),
         work=WorkConfig(local_steps=10, batch_size=16),
         run=RunSettings(rounds=60, cohort_size=10, target=0.85, out="runs/demo"),
-        compare=GridConfig(local_rates=(0.01, 0.3), seeds=3),
+        compare=GridConfig(methods=(*GridConfig.methods, "retained_gain"), local_rates=(0.01, 0.3), seeds=3),
     ),
     # The setting of SPEC section 4: K = 20 SGD steps on batches of 32 drawn with replacement. Its four rates run from
     # much too small to too large for the raw rule, which diverges from the last two.
