@@ -64,6 +64,10 @@ def _check_steps(parts: Parts, params: Params | None = None) -> None:
     turning = next((term for term in parts.terms if term.direction is not None), None)
     if rule.plain_sgd_only and turning:
         raise ValueError(f"{rule.plain_sgd_only}, but {turning.name} changes the direction; use one of the two")
+    for reason in [rate.along_gradient for rate in (parts.global_rate, parts.local_rate) if rate.along_gradient]:
+        other = turning.name if turning else probes.why_no_weight(optimizer, params) and "client_optimizer"
+        if other:
+            raise ValueError(f"{reason}, but {other} takes others")
     for term in parts.terms:
         if rule.bounded_below_only and term.unbounded_below:
             raise ValueError(

@@ -12,12 +12,15 @@ from fedhyper_jax.engine.train import ClientRecord
 from fedhyper_jax.parts import Parts, Proposal, RateRule, Verdict
 
 
-def heard(parts: Parts, proposal: Proposal, verdict: Verdict) -> Verdict:
-    """The verdict of the guard and of the rules that judge rounds themselves."""
+def judged(parts: Parts, state: ServerState, proposal: Proposal, client_loss: Array) -> tuple[Verdict, PyTree]:
+    """The verdict of the guard and of the rules that judge rounds themselves; the guard forgets what these refuse."""
+    verdict, guard_state = parts.guard.judge(state.guard, proposal, client_loss)
     for rule, moved in ((parts.global_rate, proposal.global_rate), (parts.local_rate, proposal.local_rate)):
         if rule.accepts is not None:
-            verdict = Verdict(accepted=verdict.accepted & rule.accepts(moved), finite=verdict.finite)
-    return verdict
+            accepts = rule.accepts(moved)
+            verdict = Verdict(accepted=verdict.accepted & accepts, finite=verdict.finite)
+            guard_state = _tree.select(accepts, guard_state, state.guard)
+    return verdict, guard_state
 
 
 def commit(
@@ -43,7 +46,8 @@ def commit(
     )
     if verdict.takes_back:
         taken_back = someone & verdict.finite & ~verdict.accepted
-        failed = jnp.any(plan.started) & ~counts
+        arrived = plan.started if records.lost is None else plan.started & ~records.lost
+        failed = jnp.any(arrived) & ~counts
         for name in ("global_rate", "local_rate"):
             rule, before = getattr(parts, name), getattr(state, name)
             told = taken_back if rule.accepts is None else failed

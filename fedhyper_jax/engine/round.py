@@ -7,7 +7,7 @@ from jaxtyping import Array
 from fedhyper_jax import _random
 from fedhyper_jax.base import LossFunction, RoundInfo, ServerState
 from fedhyper_jax.data import Cohort, LocalWork
-from fedhyper_jax.engine.commit import commit, heard
+from fedhyper_jax.engine.commit import commit, judged
 from fedhyper_jax.engine.observe import observe
 from fedhyper_jax.engine.plan import plan_cohort
 from fedhyper_jax.engine.step import server_step
@@ -26,8 +26,7 @@ def make_round(parts: Parts, loss_fn: LossFunction, work: LocalWork, strategy: S
         plan = plan_cohort(parts, work, keys, state, cohort)
         gathered, records = train_cohort(parts, loss_fn, work, strategy, keys, state, cohort.data, plan)
         step = server_step(parts, keys.server, state, gathered)
-        verdict, guard_state = parts.guard.judge(state.guard, step.proposal, gathered.client_loss)
-        verdict = heard(parts, step.proposal, verdict)
+        verdict, guard_state = judged(parts, state, step.proposal, gathered.client_loss)
         new_state = commit(parts, state, plan, records, step, verdict, guard_state)
         return new_state, observe(parts, state, new_state, plan, gathered, records, step, verdict)
 

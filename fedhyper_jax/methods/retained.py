@@ -45,10 +45,10 @@ def retained_gain(
       target_share: ρ_0 of `rates.retained_gain`, strictly between 0 and 1.
       coherence_power: e there.
       share_rate: η there, ≥ 0.
-      global_hyper_rate: κ ≥ 0 of the global rate; 0 leaves it where it is.
+      global_hyper_rate: κ ≥ 0 of the global rate, of which κ cos counts as 1 at most; 0 leaves it where it is.
       global_range: (lower, upper) of the global rate, as multiples of the usual one (1, or a server optimizer's own).
-      start: "measured", or "given" to begin with ``local_rate`` and ``global_rate``, the latter no further than its
-        range, and to measure nothing.
+      start: "measured", for clients that step along their gradient (SGD, momentum), or "given" to begin with
+        ``local_rate`` and ``global_rate``, the latter no further than its range, and to measure nothing.
 
     Example:
       >>> from fedhyper_jax.data import local_steps

@@ -112,8 +112,11 @@ class RateRule(NamedTuple):
       refused: ``refused(before, moved) -> state`` after a round that was taken back: the state before the round and
         the one that it would have led to.
       accepts: ``accepts(moved) -> bool``: whether the round counts, by what the rule made of it; where it does not, the
-        round is taken back. Such a rule is told (`refused`) of rounds without a usable client too. None: it minds none.
+        round is taken back. Such a rule is told (`refused`) of rounds too in which results arrived and none is usable.
+        None: it minds none.
       observed: ``observed(state) -> number`` that moved the rate, for the records; None: the inner product did.
+      along_gradient: why clients must step along their gradient, and what to do where they do not; None where they need
+        not.
       mean_only: why Δ must be a weighted mean of client updates; None where it need not be.
       needs_spread: whether it is told the `Spread` of the updates, for which each client sends ‖Δ_m‖².
     """
@@ -126,6 +129,7 @@ class RateRule(NamedTuple):
     refused: Callable[[PyTree, PyTree], PyTree] = keep_before
     accepts: Callable[[PyTree], Bool[Array, ""]] | None = None
     observed: Callable[[PyTree], Float[Array, ""]] | None = None
+    along_gradient: str | None = None
     mean_only: str | None = None
     needs_spread: bool = False
 

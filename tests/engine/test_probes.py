@@ -70,14 +70,15 @@ PROBES = {
     "FedDyn and FedCM": {
         "work": STEPS,
         "global_rate": rates.scheduled(1.0),
-        "local_rate": rates.hypergradient(0.05, 0.05, (0.005, 0.5)),
+        "local_rate": rates.retained_gain(0.05),
+        "client_rule": client_rules.counted_descent(),
         "terms": [terms.dynamic_regularization(POPULATION, 0.3), terms.client_momentum(0.3)],
         "weighting": "uniform",
         "failure_model": failures.dropout(before=0.3),
     },
     "MIME-lite with G": {
         "work": STEPS,
-        "global_rate": rates.hypergradient(1.0, 0.5, (1 / 3, 3.0)),
+        "global_rate": rates.hypergradient(1.0, 0.5, (1 / 3, 3.0), normalise="debiased", update="exponential"),
         "local_rate": rates.scheduled(lambda t: 0.05 * 0.9**t, rounds=8),
         "terms": [terms.frozen_optimizer(MOMENTUM)],
     },

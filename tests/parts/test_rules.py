@@ -12,6 +12,7 @@ import pytest
 
 from fedhyper_jax import exponential_decay, hypergradient, rates, server_optimizers
 from fedhyper_jax.parts import ClientResult, Feedback, RateRule, Spread
+from fedhyper_jax.parts.client_rules import CountedDescentState
 from tests.algorithms import DOG, MECHANIZE, OPTAX, ROUNDS, STATIC
 from tests.compare import assert_close, assert_identical, cast, differs, same_program, types_of
 from tests.helpers import logistic_params, mixed_params
@@ -107,6 +108,23 @@ RULES = {
             "smoothing": (0.5, 0.2, 0.8),
         },
     ),
+    "retained_gain": Part(
+        build=functools.partial(rates.retained_gain, start="given"),
+        floats={
+            "initial_rate": (0.1, 0.2, 0.05),
+            "target_share": (0.35, 0.5, 0.3),
+            "coherence_power": (0.2, 0.4, 0.1),
+            "coherence_limit": (1.5, 1.2, 1.8),
+            "hyper_rate": (0.5, 1.0, 0.3),
+            "memory": (0.2, 0.1, 0.3),
+            "growth": (1.3, 1.2, 1.1),
+            "smallest_gain": (0.05, 2.0, 0.1),
+            "ceiling_growth": (1.03, 1.01, 1.05),
+        },
+    ),
+    "retained_gain, measured": Part(
+        build=functools.partial(rates.retained_gain, 0.1), floats={"first_step": (0.25, 0.2, 0.3)}
+    ),
     "reduce_on_plateau": Part(
         build=functools.partial(rates.reduce_on_plateau, factor=0.5, patience=1),
         floats={"initial_rate": (0.1, 0.2, 0.05)},
@@ -129,6 +147,7 @@ STATIC_PARTS = STATIC | {
     "normalise": "another formula",
     "update": "another formula",
     "max_change": "None is another formula; a number is data",
+    "start": "where the rate begins",
 }
 """Arguments of these factories that are no data, and why."""
 
@@ -146,7 +165,8 @@ def test_every_transform_and_rule_and_argument_is_in_the_table():
     for table, factories in ((TRANSFORMS, servers | transforms), (RULES, rules)):
         assert {name.split(",")[0] for name in table} == set(factories)
         for name, factory in factories.items():
-            floats = {*table[name].floats, *(["bounds"] if "lower" in table[name].floats else [])}
+            floats = {option for line in table if line.split(",")[0] == name for option in table[line].floats}
+            floats |= {"bounds"} if "lower" in floats else set()
             assert set(inspect.signature(factory).parameters) - floats <= set(STATIC_PARTS), name
 
 
@@ -170,21 +190,23 @@ def step(part, carry, number):
     if isinstance(part, RateRule):
         result = ClientResult(
             update=jax.tree.map(lambda g: 2 * g, gradient),
+            displacement=jax.tree.map(lambda w: (series(0.9, 1.1, 1.3, 1.5) * w).astype(w.dtype), params),
             rate=series(0.6, 0.65, 0.55, 0.6),
-            rate_state=(),
+            rate_state=CountedDescentState(series(0.6, 0.65, 0.55, 0.6), series(0.1, 0.1, 0.2, 0.1)),
             loss=series(1.0, 0.9, 0.95, 0.8),
             examples=jnp.int32(1),
             num_steps=jnp.int32(1),
-            batch_loss=lambda k, params: series(1.0, 0.9, 0.95, 0.8),
+            batch_loss=lambda k, params: optax.tree.norm(params, squared=True).astype(wide) / 2,
         )
         feedback = Feedback(
             round=number,
             inner_product=series(0.0, 0.3, -0.6, 0.1),
             pseudo_gradient=gradient,
             client_loss=series(1.0, 0.9, 0.95, 0.8),
-            reported=part.report(params, result),
+            reported=part.report(state, params, result),
             previous=params,
             reference=params,
+            failed=series(0.0, 0.6, 0.0, 0.0),
             spread=Spread(squared_norm=series(0.1, 0.2, 0.3, 0.4), squared_weight=series(0.2, 0.3, 0.2, 0.3)),
         )
         state, report = part.update(state, feedback)

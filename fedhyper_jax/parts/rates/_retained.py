@@ -16,6 +16,9 @@ _SHRINK_MOST = 0.1  # of a rate, in a round
 _RESPONSIVE = 2.5  # a round whose share is so many times the target, or its reciprocal, is taken alone, without average
 
 
+_ALONG_GRADIENT = "use start='given' with a local_rate: 'measured' finds the rate of steps along the gradient"
+
+
 class Look(NamedTuple):
     """Numbers that each client sends; each is in units of the loss but the last two."""
 
@@ -91,9 +94,10 @@ def retained_gain(
     Nothing here knows the lowest loss, the scale of the loss or the number of parameters: a constant added to the loss
     changes nothing, and the loss times s divides the rates by s.
 
-    Round 0 *measures*: its rate is 1e-20, so that nothing moves, and clients send the curvature along their
-    gradient, which gives :math:`\beta^1 = c \|g\|^2 / \langle g, H g \rangle`. The initial rate is used only where
-    that is no positive number.
+    Round 0 *measures*: its rate is so small that nothing moves (what is exactly 0 moves by less than a norm can tell),
+    and clients send the curvature along their gradient, which gives
+    :math:`\beta^1 = c \|g\|^2 / \langle g, H g \rangle`. The initial rate is used only where that is no positive
+    number.
 
     A round that keeps no more than ``smallest_gain`` of E, or ρ*/6, or half of whose clients have come to no
     finite result is *taken back* (``RoundInfo.taken_back``): parameters, optimizers and clients' rows stay, the rate
@@ -113,7 +117,8 @@ def retained_gain(
       first_step: c > 0.
       smallest_gain: see above, ≥ 0.
       ceiling_growth: see above, ≥ 1.
-      start: "measured", or "given": round 0 trains with the initial rate, and measures nothing.
+      start: "measured", for clients that step along their gradient (SGD, momentum), or "given": round 0 trains with the
+        initial rate, and measures nothing.
       name: what messages call this rate.
 
     Returns:
@@ -158,7 +163,7 @@ def retained_gain(
         zero = jnp.zeros((), dtype)
         measured = start == "given"
         return RetainedGainState(
-            rate=settings.given_rate if measured else jnp.asarray(1e-20, dtype),
+            rate=settings.given_rate if measured else _rate_of_no_step(dtype),
             ceiling=jnp.full((), jnp.inf, dtype),
             share=jnp.full((), jnp.nan, dtype),
             counts=jnp.ones((), bool),
@@ -176,6 +181,7 @@ def retained_gain(
         refused=_refused,
         accepts=lambda state: state.counts,
         observed=lambda state: state.share,
+        along_gradient=_ALONG_GRADIENT if start == "measured" else None,
     )
 
 
@@ -186,11 +192,21 @@ def _check_at_least_one(**values) -> None:
             raise ValueError(f"{name} must be at least 1, got {value!r}; 1 lets nothing grow")
 
 
+def _rate_of_no_step(dtype) -> Array:
+    """A rate > 0 whose square is below all numbers: what little it moves has the norm 0."""
+    return jnp.asarray(float(jnp.finfo(dtype).tiny) ** (2 / 3), dtype)
+
+
 # ------------------------------------------------------------------------------------------------ clients
 
 
 def _look_again(state: RetainedGainState, params: Params, result: ClientResult) -> Look:
     """The numbers of a client: of its first minibatch where it was, and where it has come to."""
+    if not hasattr(result.rate_state, "descent"):
+        raise ValueError(
+            "rates.retained_gain asks clients for the descent of their steps; give client_rules.counted_descent() as "
+            "client_rule, or use the method retained_gain, which does"
+        )
     loss = lambda params: result.batch_loss(jnp.int32(0), params)  # noqa: E731
     value, gradient = jax.value_and_grad(loss)(params)
     dtype = state.rate.dtype
@@ -278,4 +294,5 @@ def _odds(share: Array, target: Array) -> Array:
 def _refused(before: RetainedGainState, moved: RetainedGainState) -> RetainedGainState:
     """What the rule made of a round that it did not accept; of one that a guard took back, half the rate."""
     half = before._replace(rate=before.rate / 2, ceiling=jnp.minimum(before.ceiling, before.rate / 2))
+    half = _tree.select(before.settings.hyper_rate > 0, half, before)
     return _tree.select(moved.counts & before.measured, half, moved)
