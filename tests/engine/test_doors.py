@@ -181,9 +181,10 @@ def test_the_same_client_fails_in_any_cohort(numbers):
     """Fates hang on round and client: not on order, nor on who else is there."""
     _, data = numbers
     algorithm = made(failure_model=failures.dropout(0.4, 0.2))
-    _, whole = played(algorithm, data, COHORT)
-    _, turned = played(algorithm, data, [8, *COHORT[::-1]])
-    alone = [played(algorithm, data, [m])[1] for m in COHORT]
+    nobody = [POPULATION] * len(COHORT)  # padded slots; one program serves all
+    _, whole = played(algorithm, data, [*COHORT, POPULATION])
+    _, turned = played(algorithm, data, [POPULATION, *COHORT[::-1]])
+    alone = [played(algorithm, data, [m, *nobody])[1] for m in COHORT]
     for name in ("participants", "not_started", "lost"):
         assert int(getattr(whole, name)) == int(getattr(turned, name)) == sum(int(getattr(i, name)) for i in alone)
 
