@@ -207,8 +207,9 @@ def test_stragglers_take_the_first_of_their_steps(ragged, float64):
     params, cohort = jnp.zeros(5), [2, 0, 5, 9]
     state, info = played(made(work=work, failure_model=stragglers, weighting="uniform"), data, cohort, params)
     ends = []
+    draw = jax.jit(lambda m: client_batches(KEY, 0, data, m, work))
     for m in cohort:
-        batches, w = client_batches(KEY, 0, data, m, work), np.zeros(5)
+        batches, w = draw(m), np.zeros(5)
         for k in range(-(-int(batches.num_steps) // 2)):
             batch = examples["x"][np.asarray(batches.rows[k])[np.asarray(batches.mask[k])]]
             w = w - BETA * (w - batch.mean(axis=0))

@@ -58,8 +58,9 @@ def test_one_client_with_all_data_and_one_step_is_centralised_sgd(key, ragged):
     algorithm = fedavg(logistic_loss, work=local_steps(1, batch_size=count), local_rate=0.3)
     state, _ = play(algorithm, key, data, [[0]] * 10)
     optimizer, params = optax.sgd(0.3), logistic_params()
+    gradient_of = jax.jit(jax.grad(lambda p: jnp.mean(logistic_loss(p, data.examples))))
     for _ in range(10):
-        gradient = jax.grad(lambda p: jnp.mean(logistic_loss(p, data.examples)))(params)
+        gradient = gradient_of(params)
         updates, _ = optimizer.update(gradient, optimizer.init(params))
         params = optax.apply_updates(params, updates)
     assert_close(state.params, params)
@@ -333,8 +334,10 @@ def test_what_a_round_records(key, federation):
 def test_client_loss_is_the_mean_over_the_examples_seen(key, federation):
     algorithm = fedavg(logistic_loss, work=local_epochs(1, batch_size=64), local_rate=0.1)
     _, infos = play(algorithm, key, federation, [[0, 2]])
-    rows = np.concatenate([federation.order[federation.offsets[m] : federation.offsets[m + 1]] for m in (0, 2)])
-    losses = logistic_loss(logistic_params(), jax.tree.map(lambda a: a[rows], federation.examples))
+    order, offsets = np.asarray(federation.order), np.asarray(federation.offsets)
+    rows = np.concatenate([order[offsets[m] : offsets[m + 1]] for m in (0, 2)])
+    examples = jax.tree.map(lambda a: np.asarray(a)[rows], federation.examples)
+    losses = jax.jit(logistic_loss)(logistic_params(), examples)
     assert float(infos[0].client_loss) == pytest.approx(float(losses.mean()), rel=1e-5)
 
 
