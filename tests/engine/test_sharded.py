@@ -75,6 +75,7 @@ def test_more_devices_than_clients(federation):
     chex.assert_trees_all_close(*ends, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.product  # a comparison over several processes sweeps one, in test_launch.py and in the notebook
 def test_sweeps_of_sharded_runs(federation):
     def make(strategy):
         return lambda local_rate: make_method(

@@ -1,6 +1,7 @@
 """The rule of imports (a folder a floor), and what importing the package may load."""
 
 import ast
+import functools
 import pathlib
 import subprocess
 import sys
@@ -38,17 +39,19 @@ def modules():
         yield name.removesuffix(".__init__"), path
 
 
+@functools.cache
 def imports(path):
     """Every module imported anywhere in a file, functions included, as dotted names."""
-    known = {name for name, _ in modules()}
+    known, found = {name for name, _ in modules()}, []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             for alias in node.names:
                 submodule = f"{node.module}.{alias.name}"
-                yield submodule if submodule in known else node.module
+                found.append(submodule if submodule in known else node.module)
+    return found
 
 
 def folder(name):

@@ -326,9 +326,8 @@ def test_options_override_the_file_which_overrides_defaults(tmp_path):
     (tmp_path / "job.toml").write_text(
         "[run]\nrounds = 2\ncohort_size = 2\n[data]\nclients = 10\n[model]\nhidden = [4]\n"
     )
-    out = tmp_path / "out"
-    assert main(["run", f"--config={tmp_path / 'job.toml'}", "--cohort-size", "3", "--out", str(out), "--quiet"]) == 0
-    config = load_config(out / "config.toml")
+    given = [f"--config={tmp_path / 'job.toml'}", "--cohort-size", "3", "--out", str(tmp_path / "out"), "--quiet"]
+    config = parse_settings("run", RunArguments, given)[0].settings
     assert (config.run.rounds, config.run.cohort_size, config.data.clients, config.run.seed) == (2, 3, 10, 0)
 
 
