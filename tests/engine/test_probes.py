@@ -189,11 +189,7 @@ def test_strategies_agree(bench, strategy):
     assert_close(own.round(state, ids, data), bench.round(state, ids, data), 1e-9)
 
 
-@pytest.mark.parametrize(
-    "bench",
-    cases(PROBES, later=[name for name, probe in PROBES.items() if "guard" not in probe]),
-    indirect=True,
-)
+@pytest.mark.product  # it has toys on the seam, as all have, and test_cli.py and test_round.py play rounds of it
 def test_debug_agrees(bench):
     """In a round far enough on that every rule and every state plays its part.
 
