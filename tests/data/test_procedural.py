@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedhyper_jax import fedhyper, simulate
+from fedhyper_jax import fedavg, simulate
 from fedhyper_jax.data import (
     Recipe,
     client_batches,
@@ -36,7 +36,7 @@ def stored(data):
 @pytest.mark.parametrize("work", [local_epochs(2, 4), product(local_steps(3, 4, with_replacement=True))], ids=str)
 def test_a_run_equals_one_on_the_stored_examples(key, work):
     data, model = procedural_logistic(12, **SMALL), logistic(3)
-    algorithm = fedhyper(cross_entropy(model), "G+CL", work=work, local_rate=0.1, strategy="chunked(2)")
+    algorithm = fedavg(cross_entropy(model), work=work, local_rate=0.1, strategy="sequential")
     ends = []
     for federation in (data, stored(data)):
         state = algorithm.init(model.init(jax.random.key(3), jnp.zeros((1, 4))))

@@ -240,7 +240,8 @@ def test_other_optimizers_run_without_jit(key, federation, name):
     chex.assert_trees_all_close(slow.params, state.params, rtol=1e-5, atol=1e-6)
 
 
-def test_a_run_goes_on_where_it_stopped(key, federation):
+@pytest.mark.parametrize("runner", [run, product(simulate)])
+def test_a_run_goes_on_where_it_stopped(key, federation, runner):
     algorithm = fedavg(logistic_loss, work=WORK, local_rate=lambda t: 0.1 * 0.5**t, schedule_rounds=6)
     model = Model(init=None, apply=lambda params, x: x @ params["weights"] + params["bias"])
     settings = {
@@ -251,15 +252,14 @@ def test_a_run_goes_on_where_it_stopped(key, federation):
     }
     start = algorithm.init(logistic_params())
     whole, history = simulate(algorithm, key, start, federation, rounds=6, **settings)
-    for runner in (simulate, run):
-        state, first = runner(algorithm, key, start, federation, rounds=3, **settings)
-        state, second = runner(algorithm, key, state, federation, rounds=3, **settings)
-        chex.assert_trees_all_close(state.params, whole.params, rtol=1e-5)
-        assert first.evaluated.tolist() == [False, True, True]  # the last round of a run is evaluated
-        assert second.evaluated.tolist() == history.evaluated.tolist()[3:] == [True, False, True]
-        assert second.info.round.tolist() == [3, 4, 5]
-        with pytest.raises(ValueError, match="tabulated for 6 rounds, but the run has 7"):
-            runner(algorithm, key, state, federation, rounds=1, **settings)
+    state, first = runner(algorithm, key, start, federation, rounds=3, **settings)
+    state, second = runner(algorithm, key, state, federation, rounds=3, **settings)
+    chex.assert_trees_all_close(state.params, whole.params, rtol=1e-5)
+    assert first.evaluated.tolist() == [False, True, True]  # the last round of a run is evaluated
+    assert second.evaluated.tolist() == history.evaluated.tolist()[3:] == [True, False, True]
+    assert second.info.round.tolist() == [3, 4, 5]
+    with pytest.raises(ValueError, match="tabulated for 6 rounds, but the run has 7"):
+        runner(algorithm, key, state, federation, rounds=1, **settings)
     with pytest.raises(ValueError, match="first_round is 0, but the state's next round is 6"):
         simulate(algorithm, key, state, federation, rounds=1, first_round=0, cohort_size=3)
 

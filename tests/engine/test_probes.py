@@ -160,7 +160,10 @@ def _kind(value):
     return getattr(value, "name", None) or str(jax.tree.structure(value.init(jnp.zeros(1))))
 
 
-@pytest.mark.parametrize("bench", cases(PROBES, later=["FedDyn and FedCM", "MIME-lite with G"]), indirect=True)
+LATER = ("FedDyn and FedCM", "MIME-lite with G", "FedNova with Polyak's steps")
+
+
+@pytest.mark.parametrize("bench", cases(PROBES, later=LATER), indirect=True)
 def test_what_can_go_wrong_does(bench):
     """Where a probe names it: clients that do not start, updates that are lost, rounds that are taken back."""
     model = bench.line.settings.get("failure_model", failures.none())
@@ -175,7 +178,7 @@ def test_what_can_go_wrong_does(bench):
 
 
 # How terms are handed out SCAFFOLD tells; and chunked sorts, pads, and runs clients side by side and one by one.
-@pytest.mark.parametrize("bench", cases(PROBES, later=["FedDyn and FedCM", "MIME-lite with G"]), indirect=True)
+@pytest.mark.parametrize("bench", cases(PROBES, later=LATER), indirect=True)
 @pytest.mark.parametrize(
     "strategy",
     cases(["sequential", "chunked(3)", "sharded(vectorized)"], later=["sequential", "sharded(vectorized)"]),

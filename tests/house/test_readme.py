@@ -100,14 +100,17 @@ def test_the_shell_commands(command, a_run, tmp_path, monkeypatch):
     if arguments[0] == "plot" or "--resume" in arguments:
         shutil.copytree(a_run, arguments[-1])
     if arguments[0] == "run" and "--resume" not in arguments:
-        arguments += [*quick, "--rounds", "1", "--hidden", "8", "--layers", "1"] if "char_lstm" in arguments else quick
+        text = ["--rounds", "1", "--hidden", "8", "--layers", "1"]
+        short = text if "char_lstm" in arguments else ["--model", "logistic"]
+        arguments += [*quick, *short]
     if arguments[0] == "bench":
         arguments += ["--methods", "fedavg", "--rounds", "1", "--repeats", "1", "--processes", "1"]
+        arguments += ["--strategy", "sequential"]
         arguments.remove("cnn")
     if arguments[0] == "compare":
         if "fashion_mnist" in arguments:
             arguments[arguments.index("fashion_mnist")] = "digits"  # the real files: tests/test_fashion_mnist.py
-        arguments += [*quick, "--methods", "fedavg", "--local-rates", "0.01", "--seeds", "1"]
+        arguments += [*quick, "--model", "logistic", "--methods", "fedavg", "--local-rates", "0.01", "--seeds", "1"]
     assert main(arguments) == 0
 
 

@@ -233,7 +233,10 @@ AGAIN = {
 }
 """Cases that `test_contracts.py` transcribes too, with its lines, on another federation: here with `make test-all`."""
 STOOD_FOR = {
+    "fedavg, uniform": "feddyn, uniform",  # and with momentum in test_paper_mode.py
     "fedexp, uniform": "feddyn, uniform",
+    "mime_lite, adam": "fednova, momentum clients",  # and FedJAX's, below
+    "fednova + CL": "scaffold + CL",
     "scaffold + fedexp": "scaffold, uniform, momentum clients",  # and uniformly with the contracts
     "CL, global weight 0": "κ per scheduler",  # and test_known_mistakes.py computes both weights by hand
     "CL, global weight 2": "κ per scheduler",
@@ -276,12 +279,13 @@ def test_equals_the_transcription(ragged, float64, case, work):
 
 @pytest.mark.parametrize(
     "case",
+    # (in make test test_paper_mode.py compares in float32)
     [
-        "scaffold",
-        *(
-            product(case)
-            for case in ("fedadam", "fedexp", "fednova, momentum clients", "feddyn, by examples", "delta_sgd", "fedcm")
-        ),
+        product(case)
+        for case in (
+            *("fedadam", "scaffold", "fedexp", "fednova, momentum clients"),
+            *("feddyn, by examples", "delta_sgd", "fedcm"),
+        )
     ],
 )
 def test_equals_the_transcription_in_float32(ragged, case):
@@ -402,7 +406,7 @@ def fedjax_twin(name, work):
 
 
 FEDJAX = [name for name in TRACES["traces"] if name != "mime_sgd_momentum"]
-FEW = ("fed_avg_client_momentum", "mime_lite_adam")
+FEW = ("mime_lite_adam",)
 
 
 @pytest.mark.parametrize("name", cases(FEDJAX, later=set(FEDJAX) - set(FEW)))

@@ -56,7 +56,7 @@ def test_by_value_and_by_name_are_the_same(name):
 
 
 # One decorator makes all of them: the families tell for the others.
-@pytest.mark.parametrize("name", cases(METHODS, later=set(METHODS) - {"G", "scaffold", "fedsps", "fedadam", "clipped"}))
+@pytest.mark.parametrize("name", cases(METHODS, later=set(METHODS) - {"G", "scaffold", "fedsps"}))
 def test_rounds_by_value_by_name_and_in_short_are_the_same(name):
     options, settings = given(name), {**SETTINGS, "population": POPULATION}
     in_short, by_name = (

@@ -83,7 +83,7 @@ def loss(layer, params, x):
     return sum(jnp.sum(jnp.sin(y) * jnp.arange(1, y.size + 1).reshape(y.shape) / y.size) for y in leaves)
 
 
-KINDS = ("conv pairs", "conv groups", "conv mask", "conv one example", "norm sizes", "rnn batches", "rnn backwards")
+KINDS = ("conv pairs", "conv groups", "conv mask", "norm sizes", "rnn backwards")
 
 
 # Of each layer those that use most of its settings at once.

@@ -393,6 +393,7 @@ def test_data_reports_and_lists(tmp_path, capsys):
 def test_synthetic_clients_own_their_examples(tmp_path):
     arguments = ["--data", "synthetic_logistic", "--partitioner", "by_user", "--clients", "6", "--cohort-size", "2"]
     arguments += ["--rounds", "1", "--local-steps", "2", "--hold-out", "0.2", "--quiet", "--out", str(tmp_path / "a")]
+    arguments += ["--model", "logistic", "--strategy", "sequential"]
     assert main(["run", *arguments]) == 0
     summary = read_summary(tmp_path / "a")
     assert summary["data"].startswith("synthetic") and 0 <= summary["client_accuracy"]["mean"] <= 1
