@@ -35,19 +35,11 @@ def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="run the tests marked 'product' too")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Without ``--all`` tests marked 'product' are left out; what stands for them is said where they are marked.
-
-    Tests that share a compiled program stay in one process: those of a module, or of one `Bench` where it has several.
-    """
+    """Without ``--all`` tests marked 'product' are left out; what stands for them is said where they are marked."""
     if not config.getoption("--all"):
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("product")])
         items[:] = [item for item in items if not item.get_closest_marker("product")]
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            bench = getattr(item, "callspec", None) and item.callspec.params.get("bench")
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}, {bench}" if bench else str(item.path)))
 
 
 @pytest.fixture(autouse=True)

@@ -3,39 +3,43 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from fedhyper_jax import _threefry
 
 KEYS = [jax.random.key(0), jax.random.key(2**31 - 1), jax.random.fold_in(jax.random.key(7), 2**32 - 1)]
 
 
-def same(draw, key):
-    """Asserts that a draw is the same with either key."""
-    theirs, ours = (jax.tree.map(np.asarray, draw(k)) for k in (key, _threefry.unrolled(key)))
-    assert theirs.dtype == ours.dtype
-    np.testing.assert_array_equal(theirs, ours)
+def same(draws, *keys):
+    """Asserts that all of the draws, in one program, are the same with either kind of key."""
+    draws = jax.jit(draws)
+    for key in keys:
+        for theirs, ours in zip(draws(key), draws(_threefry.unrolled(key)), strict=True):
+            assert theirs.dtype == ours.dtype
+            np.testing.assert_array_equal(theirs, ours)
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_keys_of_unrolled_keys(key):
-    data = jax.random.key_data
-    for number in (0, 1, 2**31 + 5):
-        same(lambda k, n=number: data(jax.random.fold_in(k, n)), key)
-    same(lambda k: data(jax.random.split(k, 5)), key)
-    same(lambda k: data(jax.random.split(k, (2, 3))), key)
-    same(lambda k: jax.random.bits(k, (7,)), key)
+def test_keys_of_unrolled_keys():
+    def draws(key):
+        numbers = jnp.array([0, 1, 2**31 + 5], jnp.uint32)
+        made = [jax.random.fold_in(key, n) for n in numbers], jax.random.split(key, 5), jax.random.split(key, (2, 3))
+        return [*map(jax.random.key_data, jax.tree.leaves(made)), jax.random.bits(key, (7,))]
+
+    same(draws, *KEYS)
 
 
 def test_numbers_of_unrolled_keys(key):
-    for dtype in (jnp.uint8, jnp.uint16):
-        same(lambda k, d=dtype: jax.random.bits(k, (3, 5), d), key)
-    same(lambda k: jax.random.normal(k, (3, 5)), key)
-    same(lambda k: jax.random.randint(k, (), 0, 1000), key)
-    same(lambda k: jax.random.permutation(k, 100), key)
-    same(lambda k: jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(k, i), (3,)))(jnp.arange(4)), key)
+    def draws(key):
+        return [
+            *(jax.random.bits(key, (3, 5), dtype) for dtype in (jnp.uint8, jnp.uint16)),
+            jax.random.normal(key, (3, 5)),
+            jax.random.randint(key, (), 0, 1000),
+            jax.random.permutation(key, 100),
+            jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (3,)))(jnp.arange(4)),
+        ]
+
+    same(draws, key)
     with jax.enable_x64(True):
-        same(lambda k: jax.random.normal(k, (5,), jnp.float64), key)  # 64 bits each
+        same(lambda k: [jax.random.normal(k, (5,), jnp.float64)], key)  # 64 bits each
 
 
 def test_what_is_unrolled():

@@ -1,6 +1,7 @@
 """Clients that are made when they are needed, from a key and their number: populations that do not fit in memory."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -139,9 +140,13 @@ def _check_seed(seed: int) -> None:
 def _count(data: ProceduralData) -> int:
     """Number of examples of all clients together."""
     block = min(_BLOCK, data.population)
-    # padded with the population, which has no examples
-    count = jax.jit(lambda data, first: jnp.sum(data.sizes_of(jnp.minimum(first + jnp.arange(block), data.population))))
-    return sum(int(count(data, jnp.int32(first))) for first in range(0, data.population, block))
+    return sum(int(_count_block(data, jnp.int32(first), block=block)) for first in range(0, data.population, block))
+
+
+@functools.partial(jax.jit, static_argnames="block")
+def _count_block(data: ProceduralData, first, *, block: int) -> Int[Array, ""]:
+    """Of so many clients from a first one on; padded with the population, which has no examples."""
+    return jnp.sum(data.sizes_of(jnp.minimum(first + jnp.arange(block), data.population)))
 
 
 def examples_of_strangers(data: ProceduralData, number: int) -> Batch:

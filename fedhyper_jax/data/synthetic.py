@@ -250,34 +250,15 @@ def quadratic_clients(
     Reference: the dissimilarity is that of Koloskova, Loizou, Boreiri, Jaggi, Stich, "A Unified Theory of Decentralized
       SGD with Changing Topology and Local Updates", arXiv 2003.10422.
     """
-    _validate.positive_integer(num_clients=num_clients, dimension=dimension)
-    _validate.positive(smoothness=smoothness, strong_convexity=strong_convexity)
     check_seed(seed)
-    for name, value in (("dissimilarity", dissimilarity), ("noise", noise)):
-        if not (np.isscalar(value) and np.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be finite and ≥ 0, got {value!r}; 0 leaves it out")
-    if smoothness < strong_convexity or (dimension == 1 and smoothness != strong_convexity):
-        raise ValueError(
-            f"smoothness must be ≥ strong_convexity, and equal to it in one dimension, got {smoothness!r} and "
-            f"{strong_convexity!r} in {dimension}; raise smoothness or dimension"
-        )
-    if num_clients == 1 and dissimilarity > 0:
-        raise ValueError(f"dissimilarity must be 0 with one client, got {dissimilarity!r}; use more clients")
+    _check_quadratic(num_clients, dimension, smoothness, strong_convexity, dissimilarity=dissimilarity, noise=noise)
     smallest = dimension + (noise > 0)
     sizes = _sizes(2 * dimension if examples_per_client is None else examples_per_client, num_clients, smallest)
     weights = np.array(sizes) / sum(sizes)
     rng = np.random.default_rng(seed)
 
-    basis = _orthonormal(rng, dimension, dimension)
-    factors = []  # A_m^{1/2}
-    for client in range(num_clients):
-        if client == 0 or not shared_hessian:
-            spectrum, vectors = _spectrum(rng, dimension, strong_convexity, smoothness), basis
-            if dimension > 2:  # rotate between the extreme eigenvectors, which all clients share
-                inner = basis[:, 1:-1] @ _orthonormal(rng, dimension - 2, dimension - 2)
-                vectors = np.concatenate([basis[:, :1], inner, basis[:, -1:]], axis=1)
-            factor = (vectors * np.sqrt(spectrum)) @ vectors.T
-        factors.append(factor)
+    roots = _roots(rng, 1 if shared_hessian else num_clients, dimension, strong_convexity, smoothness)
+    factors = roots * num_clients if shared_hessian else roots  # A_m^{1/2}
     hessians = np.stack([factor @ factor for factor in factors])
 
     optimum = rng.standard_normal(dimension)
@@ -288,13 +269,8 @@ def quadratic_clients(
         gradients *= np.sqrt(dissimilarity / (weights @ (gradients**2).sum(axis=1)))
     centers = optimum - np.linalg.solve(hessians, gradients[..., None])[..., 0]
 
-    rows, targets = [], []
-    for size, factor, center in zip(sizes, factors, centers, strict=True):
-        columns = _orthonormal(rng, size, dimension + (noise > 0))
-        x = np.sqrt(size) * columns[:, :dimension] @ factor
-        residual = noise * np.sqrt(size) * columns[:, -1] if noise > 0 else 0.0
-        rows.append(x)
-        targets.append(x @ center + residual)
+    examples = [_least_squares(rng, *client, noise) for client in zip(sizes, factors, centers, strict=True)]
+    rows, targets = zip(*examples, strict=True)
     client_rows = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
     return QuadraticProblem(
         data=pack({"x": np.concatenate(rows), "y": np.concatenate(targets)}, client_rows),
@@ -308,6 +284,43 @@ def quadratic_clients(
         weights=weights,
         noise=float(noise),
     )
+
+
+def _check_quadratic(num_clients, dimension, smoothness, strong_convexity, *, dissimilarity, noise) -> None:
+    """Raises ValueError for what cannot be, or not together."""
+    _validate.positive_integer(num_clients=num_clients, dimension=dimension)
+    _validate.positive(smoothness=smoothness, strong_convexity=strong_convexity)
+    for name, value in (("dissimilarity", dissimilarity), ("noise", noise)):
+        if not (np.isscalar(value) and np.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be finite and ≥ 0, got {value!r}; 0 leaves it out")
+    if smoothness < strong_convexity or (dimension == 1 and smoothness != strong_convexity):
+        raise ValueError(
+            f"smoothness must be ≥ strong_convexity, and equal to it in one dimension, got {smoothness!r} and "
+            f"{strong_convexity!r} in {dimension}; raise smoothness or dimension"
+        )
+    if num_clients == 1 and dissimilarity > 0:
+        raise ValueError(f"dissimilarity must be 0 with one client, got {dissimilarity!r}; use more clients")
+
+
+def _roots(rng: np.random.Generator, number: int, dimension: int, low: float, high: float) -> list[np.ndarray]:
+    """Square roots of matrices that share the eigenvectors of their extreme eigenvalues, and differ in between."""
+    basis, roots = _orthonormal(rng, dimension, dimension), []
+    for _ in range(number):
+        spectrum, vectors = _spectrum(rng, dimension, low, high), basis
+        if dimension > 2:  # rotate between the extreme eigenvectors
+            inner = basis[:, 1:-1] @ _orthonormal(rng, dimension - 2, dimension - 2)
+            vectors = np.concatenate([basis[:, :1], inner, basis[:, -1:]], axis=1)
+        roots.append((vectors * np.sqrt(spectrum)) @ vectors.T)
+    return roots
+
+
+def _least_squares(rng: np.random.Generator, size: int, root: np.ndarray, center: np.ndarray, noise: float):
+    """Rows and targets whose mean of half squares has the Hessian ``root`` squared and its minimum at ``center``."""
+    dimension = len(center)
+    columns = _orthonormal(rng, size, dimension + (noise > 0))
+    x = np.sqrt(size) * columns[:, :dimension] @ root
+    residual = noise * np.sqrt(size) * columns[:, -1] if noise > 0 else 0.0
+    return x, x @ center + residual
 
 
 def _orthonormal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:

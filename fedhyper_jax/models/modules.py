@@ -80,7 +80,7 @@ class Conv(linen.Conv):
       >>> import jax, jax.numpy as jnp
       >>> from fedhyper_jax.models import Conv
       >>> layer = Conv(features=4, kernel_size=(3, 3), strides=2)
-      >>> params = layer.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+      >>> params = jax.jit(layer.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
       >>> print(layer.apply(params, jnp.ones((5, 8, 8, 3))).shape, jax.tree.map(jnp.shape, params["params"]))
       (5, 4, 4, 4) {'bias': (4,), 'kernel': (3, 3, 3, 4)}
 
@@ -157,7 +157,7 @@ class GroupNorm(linen.GroupNorm):
       >>> import jax, jax.numpy as jnp
       >>> from fedhyper_jax.models import GroupNorm
       >>> layer = GroupNorm(num_groups=2)
-      >>> params = layer.init(jax.random.key(0), jnp.zeros((1, 2, 1, 4)))
+      >>> params = jax.jit(layer.init)(jax.random.key(0), jnp.zeros((1, 2, 1, 4)))
       >>> print(layer.apply(params, jnp.arange(8.0).reshape(1, 2, 1, 4)).round()[0, :, 0])
       [[-1. -1. -1. -1.]
        [ 1.  1.  1.  1.]]
@@ -261,7 +261,7 @@ class RNN(linen.RNN):
       >>> from flax import linen
       >>> from fedhyper_jax.models import RNN
       >>> layer = RNN(linen.OptimizedLSTMCell(6))
-      >>> params = layer.init(jax.random.key(0), jnp.zeros((1, 9, 3)))
+      >>> params = jax.jit(layer.init)(jax.random.key(0), jnp.zeros((1, 9, 3)))
       >>> print(layer.apply(params, jnp.ones((2, 9, 3))).shape)
       (2, 9, 6)
 

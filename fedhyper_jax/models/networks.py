@@ -231,8 +231,7 @@ def cnn(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from fedhyper_jax.models import cnn
-      >>> model = cnn(10)
-      >>> params = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+      >>> params = jax.eval_shape(cnn(10).init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
       >>> print(sum(leaf.size for leaf in jax.tree.leaves(params)))
       28938
     """

@@ -17,8 +17,11 @@ def federation(sizes, extra=0):
     return pack({"x": np.arange(count + extra)}, [*rows, np.arange(count, count + extra)] if extra else rows), rows
 
 
+draw = jax.jit(client_batches, static_argnames="work")
+
+
 def drawn(key, round_number, data, client, work):
-    batches = jax.tree.map(np.asarray, client_batches(key, round_number, data, client, work))
+    batches = jax.tree.map(np.asarray, draw(key, round_number, data, client, work=work))
     steps = [batches.rows[k][batches.mask[k]] for k in range(len(batches.rows))]
     return batches, steps
 
@@ -121,7 +124,7 @@ def test_shuffles_are_uniform(key):
     """Each of the 24 orders of four examples, over 2,400 rounds: χ² with 23 degrees of freedom is below 60."""
     data, _rows = federation([4])
     work = local_epochs(1, 4)
-    orders = np.asarray(jax.vmap(lambda t: client_batches(key, t, data, 0, work).rows[0])(jnp.arange(2400)))
+    orders = np.asarray(jax.jit(jax.vmap(lambda t: client_batches(key, t, data, 0, work).rows[0]))(jnp.arange(2400)))
     _, counts = np.unique(orders, axis=0, return_counts=True)
     assert len(counts) == 24
     assert ((counts - 100) ** 2 / 100).sum() < 60
@@ -137,7 +140,7 @@ def test_a_padded_slot_has_no_steps(key):
 
 @pytest.mark.parametrize(("population", "size"), [(1, 1), (5, 5), (5, 3), (7, 2), (40, 20), (1_000_000, 100)])
 def test_cohorts_are_distinct_and_in_range(key, population, size):
-    cohorts = np.asarray(jax.vmap(lambda k: sample_cohort(k, population, size))(jax.random.split(key, 50)))
+    cohorts = np.asarray(jax.jit(jax.vmap(lambda k: sample_cohort(k, population, size)))(jax.random.split(key, 50)))
     assert cohorts.shape == (50, size)
     assert cohorts.min() >= 0
     assert cohorts.max() < population
@@ -147,7 +150,7 @@ def test_cohorts_are_distinct_and_in_range(key, population, size):
 @pytest.mark.parametrize(("population", "size"), [(6, 2), (6, 5)])
 def test_cohorts_are_uniform(key, population, size):
     """Each client takes part with probability S/P, each ordered pair of first two clients equally often."""
-    cohorts = np.asarray(jax.vmap(lambda k: sample_cohort(k, population, size))(jax.random.split(key, 6000)))
+    cohorts = np.asarray(jax.jit(jax.vmap(lambda k: sample_cohort(k, population, size)))(jax.random.split(key, 6000)))
     share = np.bincount(cohorts.ravel(), minlength=population) / 6000
     assert np.abs(share - size / population).max() < 5 * np.sqrt(0.25 / 6000)
     _, counts = np.unique(cohorts[:, :2], axis=0, return_counts=True)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedhyper_jax import fedhyper, simulate
+from fedhyper_jax import fedavg, simulate
 from fedhyper_jax.data import (
     Recipe,
     client_batches,
@@ -27,10 +27,8 @@ SMALL = {"num_features": 4, "num_classes": 3, "median_examples": 6.0, "max_examp
 def stored(data):
     """The same federation with its examples kept: made one by one, on the host."""
     sizes = np.asarray(data.sizes_of(jnp.arange(data.population)))
-    examples = []
-    for m, size in enumerate(sizes):
-        client = data.client(jnp.int32(m))
-        examples += [jax.tree.map(np.asarray, client.fetch(jnp.array([i]))) for i in range(size)]
+    fetch = jax.jit(lambda m, i: data.client(m).fetch(i[None]))
+    examples = [fetch(jnp.int32(m), jnp.int32(i)) for m, size in enumerate(sizes) for i in range(size)]
     pool = {name: np.concatenate([example[name] for example in examples]) for name in examples[0]}
     return pack(pool, np.split(np.arange(sizes.sum()), np.cumsum(sizes)[:-1]))
 
@@ -38,7 +36,7 @@ def stored(data):
 @pytest.mark.parametrize("work", [local_epochs(2, 4), product(local_steps(3, 4, with_replacement=True))], ids=str)
 def test_a_run_equals_one_on_the_stored_examples(key, work):
     data, model = procedural_logistic(12, **SMALL), logistic(3)
-    algorithm = fedhyper(cross_entropy(model), "G+CL", work=work, local_rate=0.1, strategy="chunked(2)")
+    algorithm = fedavg(cross_entropy(model), work=work, local_rate=0.1, strategy="sequential")
     ends = []
     for federation in (data, stored(data)):
         state = algorithm.init(model.init(jax.random.key(3), jnp.zeros((1, 4))))
@@ -60,12 +58,18 @@ def test_sizes_are_log_normal_clipped_and_counted():
     assert int(data.sizes_of(jnp.int32(70_000))) == 0  # a padded slot
 
 
+@jax.jit
+def third_example(data):
+    """Of client 7."""
+    return data.client(jnp.int32(7)).fetch(jnp.array([2]))
+
+
 def test_an_example_depends_on_client_and_position_alone():
     data = procedural_logistic(50, **SMALL)
-    alone = data.client(jnp.int32(7)).fetch(jnp.array([2]))
-    among = jax.vmap(lambda m: data.client(m).fetch(jnp.array([4, 2, 2])))(jnp.array([9, 7]))
+    alone = third_example(data)
+    among = jax.jit(jax.vmap(lambda m: data.client(m).fetch(jnp.array([4, 2, 2]))))(jnp.array([9, 7]))
     chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[1, 1], among), jax.tree.map(lambda leaf: leaf[0], alone))
-    larger = procedural_logistic(5000, **SMALL).client(jnp.int32(7)).fetch(jnp.array([2]))
+    larger = third_example(procedural_logistic(5000, **SMALL))
     chex.assert_trees_all_close(larger, alone)  # nor on the population
     assert not np.allclose(among["x"][0, 1], among["x"][1, 1])
 
@@ -75,7 +79,7 @@ def test_labels_come_from_the_clients_own_model():
 
     def agreement(heterogeneity):
         data = procedural_logistic(40, **SMALL, heterogeneity=heterogeneity)
-        batch = jax.vmap(lambda m: data.client(m).fetch(jnp.arange(20)))(jnp.arange(40))
+        batch = jax.jit(jax.vmap(lambda m: data.client(m).fetch(jnp.arange(20))))(jnp.arange(40))
         return float(jnp.mean(jnp.argmax(batch["x"] @ data.shared["weights"], axis=-1) == batch["y"]))
 
     assert agreement(0.0) == 1.0
@@ -85,7 +89,7 @@ def test_labels_come_from_the_clients_own_model():
 def test_strangers_are_nobody_of_the_federation():
     data = procedural_logistic(300, **SMALL)
     strangers = np.asarray(examples_of_strangers(data, 300)["x"])
-    own = np.asarray(jax.vmap(lambda m: data.client(m).fetch(jnp.array([0]))["x"][0])(jnp.arange(300)))
+    own = np.asarray(jax.jit(jax.vmap(lambda m: data.client(m).fetch(jnp.array([0]))["x"][0]))(jnp.arange(300)))
     distances = np.abs(strangers[:, None] - own[None]).max(axis=-1)
     assert distances.min() > 1e-4
     np.testing.assert_allclose(strangers.std(), own.std(), rtol=0.1)
@@ -98,9 +102,9 @@ def test_shuffles_are_epochs_whatever_the_length_that_is_shuffled(key):
         client=lambda key, shared: (),
         example=lambda key, client, shared: {"x": jnp.zeros(1)},
     )
-    work = local_epochs(3, 4)
+    work, draw = local_epochs(3, 4), jax.jit(client_batches, static_argnames="work")
     batches = [
-        jax.tree.map(np.asarray, client_batches(key, 0, procedural_clients(recipe, 9, max_examples=n), 5, work))
+        jax.tree.map(np.asarray, draw(key, 0, procedural_clients(recipe, 9, max_examples=n), 5, work=work))
         for n in (12, 400)
     ]
     steps = int(batches[0].num_steps)

@@ -10,7 +10,6 @@ import pytest
 
 from fedhyper_jax.data import LOADERS, load, load_digits, load_fashion_mnist, load_mnist, sources
 from fedhyper_jax.data.dataset import pixels
-from tests.helpers import in_a_new_process
 
 
 @pytest.fixture
@@ -67,12 +66,6 @@ def test_digits_parts_are_disjoint_and_complete():
     images = np.concatenate([dataset.train["x"], dataset.test["x"]]).reshape(1797, 64) * 16
     expected = original().data
     assert sorted(map(bytes, images.astype(np.uint8))) == sorted(map(bytes, expected.astype(np.uint8)))
-
-
-def test_digits_come_without_scikit_learn_itself():
-    """Which takes two seconds to import; where its file is elsewhere, it is asked after all."""
-    program = "import sys; from fedhyper_jax.data import load; load('digits'); print('sklearn' in sys.modules)"
-    assert in_a_new_process(program).split() == ["False"]
 
 
 def test_digits_are_those_of_scikit_learn_wherever_its_file_is(monkeypatch):

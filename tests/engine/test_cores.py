@@ -10,16 +10,22 @@ import pytest
 from fedhyper_jax import IdleCoresWarning, data, fedavg, run, use_all_cores
 from fedhyper_jax.engine import cores, diagnoses
 from fedhyper_jax.shell.cli import main
-from tests.helpers import in_a_new_process, logistic_loss, logistic_params
+from tests.helpers import in_a_new_process, logistic_loss, logistic_params, without_pictures
+
+DEVICES = "import fedhyper_jax as fh, jax; print(fh.use_all_cores(), jax.device_count(), fh.use_all_cores())"
 
 
+@pytest.mark.product  # the example of `use_all_cores` runs in a process of its own, and a page of the guide does
 def test_a_device_a_core():
-    program = "import fedhyper_jax as fh, jax; print(fh.use_all_cores(), jax.device_count(), fh.use_all_cores())"
     here = diagnoses.number_of_cores()
-    assert in_a_new_process(program).split() == [str(here)] * 3
-    if hasattr(os, "sched_setaffinity"):
-        pin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-        assert in_a_new_process(pin + program).split() == ["1", "1", "1"]
+    assert in_a_new_process(DEVICES).split() == [str(here)] * 3
+
+
+@pytest.mark.product
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes cannot be pinned here")
+def test_a_device_for_the_one_core_that_a_process_is_pinned_to():
+    pin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+    assert in_a_new_process(pin + DEVICES).split() == ["1", "1", "1"]
 
 
 def test_too_late(monkeypatch):
@@ -71,9 +77,11 @@ def test_who_is_left_in_peace(monkeypatch):
     assert [hears(**machine) for machine in quiet] == [0, 0, 0, 0]
 
 
-def test_commands_are_left_in_peace(impatient, tmp_path):
+def test_commands_are_left_in_peace(impatient, tmp_path, monkeypatch):
     """Theirs is the number of processes that was asked for."""
+    without_pictures(monkeypatch)
     arguments = ["run", "--rounds", "2", "--strategy", "sequential", "--processes", "1", "--quiet"]
+    arguments += ["--model", "logistic", "--local-steps", "1", "--no-evaluate-clients"]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert main([*arguments, "--out", str(tmp_path / "run")]) == 0

@@ -14,7 +14,7 @@ from fedhyper_jax.base import Model
 from fedhyper_jax.data import Cohort, client_batches, local_epochs, local_steps, make_cohort, pack
 from fedhyper_jax.hypergradient import adapt, adaptive_rate
 from fedhyper_jax.parts.rates import Feedback, hypergradient
-from tests.helpers import cases, logistic_loss, logistic_params, play
+from tests.helpers import cases, logistic_loss, logistic_params, play, product
 
 WORK = local_epochs(1, batch_size=8)
 
@@ -98,8 +98,9 @@ def test_a_client_whose_loss_is_not_finite_is_left_out_even_if_its_update_is(key
 def test_norms_and_products_are_those_of_numpy(key, federation):
     algorithm = fedhyper(logistic_loss, "G", work=WORK, local_rate=0.1)
     state, before = algorithm.init(logistic_params()), np.zeros(18)
+    round_fn = jax.jit(algorithm.round)
     for ids in ([0, 3], [2, 9]):
-        state, info = algorithm.round(key, state, make_cohort(federation, ids))
+        state, info = round_fn(key, state, make_cohort(federation, ids))
         delta = np.concatenate([np.asarray(leaf, float).ravel() for leaf in jax.tree.leaves(state.pseudo_gradient)])
         assert float(info.pseudo_gradient_norm) == pytest.approx(np.linalg.norm(delta), rel=1e-6)
         assert float(info.inner_product) == pytest.approx(delta @ before, rel=1e-5)
@@ -145,10 +146,11 @@ def test_a_schedule_of_one_round_is_refused():
 
 
 def test_batches_do_not_depend_on_the_precision(key, federation):
-    for work in (WORK, local_steps(4, 8), local_steps(4, 8, with_replacement=True)):
-        expected = client_batches(key, 0, federation, 2, work)
+    draw = jax.jit(client_batches, static_argnames="work")
+    for work in (WORK, local_steps(4, 8, with_replacement=True)):
+        expected = draw(key, 0, federation, 2, work=work)
         with jax.enable_x64(True):
-            chex.assert_trees_all_equal(client_batches(key, 0, federation, 2, work), expected)
+            chex.assert_trees_all_equal(draw(key, 0, federation, 2, work=work), expected)
 
 
 def test_parameters_of_weak_or_python_type_are_traced_once(key, ones):
@@ -164,10 +166,12 @@ def test_legacy_keys_give_the_same_run(federation):
     algorithm = fedavg(logistic_loss, work=WORK, local_rate=0.1)
     start = algorithm.init(logistic_params())
     ends = [
-        simulate(algorithm, key, start, federation, rounds=2, cohort_size=3)[0]
+        simulate(algorithm, key, start, federation, rounds=2, cohort_size=3)
         for key in (jax.random.key(7), jax.random.PRNGKey(7))
     ]
     chex.assert_trees_all_equal(*ends)
+    _, history = ends[0]
+    assert not history.evaluated.any() and history.evaluation == {}  # as nothing was to be evaluated
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, bool])
@@ -176,7 +180,7 @@ def test_evaluation_counts_in_float32(dtype):
     count = 1000
     data = pack({"x": np.ones(count, np.float32)}, [np.arange(count)])
     evaluate = make_evaluation(lambda params, batch: {"accuracy": (batch["x"] == 1).astype(dtype)})
-    values = evaluate(None, EvaluationData(test=data.examples, clients=data))
+    values = jax.jit(lambda data: evaluate(None, data))(EvaluationData(test=data.examples, clients=data))
     assert float(values["test_accuracy"]) == float(values["client_accuracy_mean"]) == 1.0
 
 
@@ -192,12 +196,10 @@ def test_sweeps_vary_whatever_the_factory_does_with_a_setting(key, federation):
     params = jax.tree.map(lambda p: p[None], logistic_params())
     rates = jnp.array([1e-3, 1e-1])
     finals, _ = sweep(make, {"server_rate": rates}, key[None], params, federation, rounds=3, cohort_size=3)
-    for index, rate in enumerate(rates):
-        algorithm = make(rate)
-        state, _ = simulate(algorithm, key, algorithm.init(logistic_params()), federation, rounds=3, cohort_size=3)
-        chex.assert_trees_all_close(
-            jax.tree.map(lambda p, i=index: p[i, 0], finals), state.params, rtol=1e-4, atol=1e-6
-        )
+    algorithm = make(rates[1])
+    state, _ = simulate(algorithm, key, algorithm.init(logistic_params()), federation, rounds=3, cohort_size=3)
+    chex.assert_trees_all_close(jax.tree.map(lambda p: p[1, 0], finals), state.params, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(finals["weights"][0, 0], state.params["weights"], rtol=1e-2)
 
 
 def test_sweeps_refuse_keys_and_parameters_that_do_not_match(key, federation):
@@ -220,7 +222,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", cases(OPTIMIZERS, later=("adamw", "reduce_on_plateau", "inject_hyperparams")))
+@pytest.mark.parametrize("name", cases(OPTIMIZERS, later=set(OPTIMIZERS) - {"MultiSteps"}))
 def test_other_optimizers_run_on_either_side(key, federation, name):
     """On both in one program."""
     both = {side: OPTIMIZERS[name] for side in ("server_optimizer", "client_optimizer")}
@@ -238,7 +240,8 @@ def test_other_optimizers_run_without_jit(key, federation, name):
     chex.assert_trees_all_close(slow.params, state.params, rtol=1e-5, atol=1e-6)
 
 
-def test_a_run_goes_on_where_it_stopped(key, federation):
+@pytest.mark.parametrize("runner", [run, product(simulate)])
+def test_a_run_goes_on_where_it_stopped(key, federation, runner):
     algorithm = fedavg(logistic_loss, work=WORK, local_rate=lambda t: 0.1 * 0.5**t, schedule_rounds=6)
     model = Model(init=None, apply=lambda params, x: x @ params["weights"] + params["bias"])
     settings = {
@@ -249,24 +252,16 @@ def test_a_run_goes_on_where_it_stopped(key, federation):
     }
     start = algorithm.init(logistic_params())
     whole, history = simulate(algorithm, key, start, federation, rounds=6, **settings)
-    for runner in (simulate, run):
-        state, first = runner(algorithm, key, start, federation, rounds=3, **settings)
-        state, second = runner(algorithm, key, state, federation, rounds=3, **settings)
-        chex.assert_trees_all_close(state.params, whole.params, rtol=1e-5)
-        assert first.evaluated.tolist() == [False, True, True]  # the last round of a run is evaluated
-        assert second.evaluated.tolist() == history.evaluated.tolist()[3:] == [True, False, True]
-        assert second.info.round.tolist() == [3, 4, 5]
-        with pytest.raises(ValueError, match="tabulated for 6 rounds, but the run has 7"):
-            runner(algorithm, key, state, federation, rounds=1, **settings)
+    state, first = runner(algorithm, key, start, federation, rounds=3, **settings)
+    state, second = runner(algorithm, key, state, federation, rounds=3, **settings)
+    chex.assert_trees_all_close(state.params, whole.params, rtol=1e-5)
+    assert first.evaluated.tolist() == [False, True, True]  # the last round of a run is evaluated
+    assert second.evaluated.tolist() == history.evaluated.tolist()[3:] == [True, False, True]
+    assert second.info.round.tolist() == [3, 4, 5]
+    with pytest.raises(ValueError, match="tabulated for 6 rounds, but the run has 7"):
+        runner(algorithm, key, state, federation, rounds=1, **settings)
     with pytest.raises(ValueError, match="first_round is 0, but the state's next round is 6"):
         simulate(algorithm, key, state, federation, rounds=1, first_round=0, cohort_size=3)
-
-
-def test_without_evaluation_nothing_counts_as_evaluated(key, federation):
-    algorithm = fedavg(logistic_loss, work=WORK, local_rate=0.1)
-    _, history = simulate(algorithm, key, algorithm.init(logistic_params()), federation, rounds=2, cohort_size=2)
-    assert not history.evaluated.any()
-    assert history.evaluation == {}
 
 
 # ------------------------------------------------------------------------------------------------ refusals
@@ -416,12 +411,13 @@ def test_runs_without_jit_refuse_what_others_refuse(key, federation, settings, m
         run(algorithm, key, start, federation, **{"rounds": 1, "cohort_size": 1, "compiles": False, **settings})
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float16, product(jnp.bfloat16)])
 def test_a_sum_of_losses_that_a_narrow_type_cannot_hold(dtype):
     """512 losses of 128 are 65,536, beyond float16's 65,504; their mean gradient is 1."""
     clients = pack({"x": np.zeros(512, np.float32)}, [np.arange(512)])
     algorithm = fedavg(
         lambda w, batch: w + batch["x"].astype(dtype), work=local_steps(1, 512), local_rate=0.5, global_rate=1.0
     )
-    state, info = algorithm.round(jax.random.key(0), algorithm.init(dtype(128.0)), make_cohort(clients, [0]))
+    state = algorithm.init(dtype(128.0))
+    state, info = jax.jit(algorithm.round)(jax.random.key(0), state, make_cohort(clients, [0]))
     assert (float(info.client_loss), float(state.params), int(info.left_out)) == (128.0, 127.5, 0)

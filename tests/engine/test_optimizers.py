@@ -11,7 +11,7 @@ import pytest
 
 from fedhyper_jax import _random, fedavg, fedhyper, fednova, fedsps, scaffold, terms
 from fedhyper_jax.data import Cohort, local_steps, pack
-from tests.helpers import play
+from tests.helpers import play, product
 
 TWO_STEPS = local_steps(2, batch_size=1)
 COMMON = {"work": TWO_STEPS, "local_rate": 0.1}
@@ -107,7 +107,7 @@ def test_frozen_parameters_stay(key, pair, labels):
     assert state.params["a"].item() == pytest.approx(0.38) and state.params["b"].item() == 0
 
 
-@pytest.mark.parametrize("method", ["scaffold", "fednova", "CL"])
+@pytest.mark.parametrize("method", ["scaffold", "CL", product("fednova")])
 def test_methods_with_frozen_parameters_are_those_without_them(key, pair, method):
     """(Momentum, so that a_m is not the sum of the rates.) CL's products are of the gradients of what moves."""
     make = {

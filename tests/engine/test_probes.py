@@ -161,6 +161,10 @@ def _kind(value):
     return getattr(value, "name", None) or str(jax.tree.structure(value.init(jnp.zeros(1))))
 
 
+LATER = ("FedDyn and FedCM", "MIME-lite with G", "FedNova with Polyak's steps")
+
+
+@pytest.mark.parametrize("bench", cases(PROBES, later=LATER), indirect=True)
 def test_what_can_go_wrong_does(bench):
     """Where a probe names it: clients that do not start, updates that are lost, rounds that are taken back."""
     model = bench.line.settings.get("failure_model", failures.none())
@@ -174,7 +178,8 @@ def test_what_can_go_wrong_does(bench):
     assert any(int(info.participants) > 1 and not int(info.taken_back) for info in bench.infos)
 
 
-# chunked sorts, pads, and runs clients side by side and one by one.
+# How terms are handed out SCAFFOLD tells; and chunked sorts, pads, and runs clients side by side and one by one.
+@pytest.mark.parametrize("bench", cases(PROBES, later=LATER), indirect=True)
 @pytest.mark.parametrize(
     "strategy",
     cases(["sequential", "chunked(3)", "sharded(vectorized)"], later=["sequential", "sharded(vectorized)"]),
@@ -188,11 +193,7 @@ def test_strategies_agree(bench, strategy):
     assert_close(own.round(state, ids, data), bench.round(state, ids, data), 1e-9)
 
 
-@pytest.mark.parametrize(
-    "bench",
-    cases(PROBES, later=[name for name, probe in PROBES.items() if "guard" not in probe]),
-    indirect=True,
-)
+@pytest.mark.product  # it has toys on the seam, as all have, and test_cli.py and test_round.py play rounds of it
 def test_debug_agrees(bench):
     """In a round far enough on that every rule and every state plays its part.
 

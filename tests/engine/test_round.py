@@ -58,8 +58,9 @@ def test_one_client_with_all_data_and_one_step_is_centralised_sgd(key, ragged):
     algorithm = fedavg(logistic_loss, work=local_steps(1, batch_size=count), local_rate=0.3)
     state, _ = play(algorithm, key, data, [[0]] * 10)
     optimizer, params = optax.sgd(0.3), logistic_params()
+    gradient_of = jax.jit(jax.grad(lambda p: jnp.mean(logistic_loss(p, data.examples))))
     for _ in range(10):
-        gradient = jax.grad(lambda p: jnp.mean(logistic_loss(p, data.examples)))(params)
+        gradient = gradient_of(params)
         updates, _ = optimizer.update(gradient, optimizer.init(params))
         params = optax.apply_updates(params, updates)
     assert_close(state.params, params)
@@ -82,7 +83,7 @@ def fedavg_of():
     ("combination", "work"),
     [
         ("G+SL+CL", EPOCHS),
-        ("CL", local_steps(5, batch_size=8)),
+        product("CL", local_steps(5, batch_size=8)),
         *(product(combination, EPOCHS) for combination in ("G", "SL", "CL", *PAIRS)),
     ],
     ids=str,
@@ -115,6 +116,7 @@ def test_the_sign_of_the_global_term(key):
     assert delta < 0 < 0.5 * g1 * delta
 
 
+@pytest.mark.product  # test_known_mistakes.py computes both by hand
 def test_decay_of_either_rate(key, federation):
     settings = {"work": EPOCHS, "decay_factor": 0.9}
     _, infos = play(decay_global(logistic_loss, local_rate=0.05, **settings), key, federation, COHORTS)
@@ -162,7 +164,7 @@ def test_padded_slots_change_nothing(key, federation, strategy, work):
     assert int(infos[0].left_out) == 0
 
 
-@pytest.mark.parametrize("work", [EPOCHS, local_steps(5, batch_size=8)], ids=["epochs", "steps"])
+@pytest.mark.parametrize("work", [pytest.param(EPOCHS, id="epochs"), product(local_steps(5, batch_size=8), id="steps")])
 def test_a_larger_bound_on_client_sizes_changes_nothing(key, ragged, work):
     """Client 20 is three times as large as the others, never drawn, and lengthens everybody's padding."""
     examples, rows = ragged
@@ -179,13 +181,15 @@ def test_a_larger_bound_on_client_sizes_changes_nothing(key, ragged, work):
 def test_masked_steps_leave_parameters_optimizer_and_rate_untouched(key, federation):
     """A client of one example beside one of forty ends as it does alone, where nothing is masked."""
     algorithm = make("CL", local_epochs(3, 8), client_optimizer=optax.sgd(1.0, momentum=0.9), strategy="vectorized")
-    alone, infos = play(algorithm, key, federation, [[0]])
-    beside, _ = play(algorithm, key, federation, [[0, 2]])
-    other, _ = play(algorithm, key, federation, [[2]])
+    round_fn, state = jax.jit(algorithm.round), algorithm.init(logistic_params())
+    cohorts = [0, federation.population], [0, 2], [2, federation.population]  # padded, so that one program serves all
+    (alone, info), (beside, _), (other, _) = (
+        round_fn(key, state, Cohort(data=federation, client_ids=jnp.array(cohort))) for cohort in cohorts
+    )
     weights = np.array([1.0, 40.0]) / 41
     expected = jax.tree.map(lambda a, b: weights[0] * a + weights[1] * b, alone.pseudo_gradient, other.pseudo_gradient)
     assert_close(beside.pseudo_gradient, expected)
-    assert int(infos[0].local_steps) == 3
+    assert int(info.local_steps) == 3
 
 
 @pytest.mark.parametrize(
@@ -201,8 +205,8 @@ def test_a_client_that_is_not_finite_is_left_out_and_counted(key, federation, st
         {"x": np.asarray(inputs), "y": np.asarray(federation.examples["y"])},
         np.split(np.asarray(federation.order), np.asarray(federation.offsets[1:-1])),
     )
-    cohort, others = [[0, 2, 5, 7, 11]], [[0, 2, 5, 11]]
-    algorithm = make(strategy=strategy)
+    cohort, others = [[0, 1, 7]], [[0, 1]]
+    algorithm = make(strategy=strategy, work=local_steps(2, batch_size=8))
     expected, expected_infos = play(algorithm, key, federation, others, jit=strategy != "debug")
     if strategy == "debug":
         with pytest.warns(RuntimeWarning, match="client 7, local step 0: .* no longer finite"):
@@ -215,6 +219,7 @@ def test_a_client_that_is_not_finite_is_left_out_and_counted(key, federation, st
     assert_close(infos[0]._replace(**told), expected_infos[0]._replace(**told), 1e-5)
 
 
+@pytest.mark.product  # a contract of every method, `fedadam` among them
 def test_a_round_without_survivors_changes_nothing_but_its_number(key, federation):
     algorithm = make(server_optimizer=optax.adam(0.01))
     state, _ = play(algorithm, key, federation, COHORTS)
@@ -232,18 +237,15 @@ def test_a_round_without_survivors_changes_nothing_but_its_number(key, federatio
 
 
 def test_one_compiled_round_serves_all_rates_hyper_rates_and_bounds(key, federation):
-    factories = [
-        {"local_rate": 0.05, "hyper_rate": 1.0},
-        {"local_rate": 0.2, "hyper_rate": 0.1, "global_rate": 2.0},
-        {"local_rate": jnp.float32(0.01), "local_gamma": 2.0, "global_bounds": (0.5, 4), "local_bounds": (0.001, 7.0)},
-    ]
+    settings = {"hyper_rate": 0.1, "global_rate": 2.0, "global_bounds": (0.5, 4), "local_bounds": (0.001, 7.0)}
+    other = make(local_rate=jnp.float32(0.01), **settings)
     round_fn = jax.jit(chex.assert_max_traces(make().round, n=1))
-    for settings in factories:
-        expected, _ = play(make(**settings), key, federation, COHORTS)
-        state = make(**settings).init(logistic_params())
+    expected, _ = play(other, key, federation, COHORTS)
+    for algorithm in (make(), other):
+        state = algorithm.init(logistic_params())
         for cohort in COHORTS:
             state, _ = round_fn(key, state, Cohort(data=federation, client_ids=jnp.asarray(cohort, jnp.int32)))
-        chex.assert_trees_all_equal(state, expected)
+    chex.assert_trees_all_equal(state, expected)
 
 
 def test_one_compiled_round_serves_all_schedules(key, federation):
@@ -259,7 +261,8 @@ def test_one_compiled_round_serves_all_schedules(key, federation):
             assert float(info.global_rate) == pytest.approx(float(schedules[0](t)), rel=1e-6)
 
 
-@pytest.mark.parametrize("combination", ["G+SL+CL", *(product(c) for c in ("G", "SL", "CL"))])
+@pytest.mark.product  # test_simulation.py sweeps, and so does a contract of every method
+@pytest.mark.parametrize("combination", ["G+SL+CL", "G", "SL", "CL"])
 def test_vmap_over_rates_and_hyper_rates_equals_a_loop(key, federation, combination):
     rates, hyper_rates = jnp.array([0.01, 0.05, 0.1]), jnp.array([0.0, 0.3, 1.0])
     cohort = Cohort(data=federation, client_ids=jnp.asarray(COHORTS[0], jnp.int32))
@@ -274,12 +277,16 @@ def test_vmap_over_rates_and_hyper_rates_equals_a_loop(key, federation, combinat
     assert_close(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone), 1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, product(jnp.float32)])
 def test_parameters_keep_their_dtype_and_states_their_types_in_a_scan(key, federation, dtype):
     algorithm = make(server_optimizer=optax.sgd(1.0, momentum=0.9), client_optimizer=optax.sgd(1.0, momentum=0.9))
     start = algorithm.init(logistic_params(dtype))
     cohort = Cohort(data=federation, client_ids=jnp.asarray(COHORTS[0], jnp.int32))
-    end, infos = jax.lax.scan(lambda state, _: algorithm.round(key, state, cohort), start, None, length=2)
+
+    def rounds(start):
+        return jax.lax.scan(lambda state, _: algorithm.round(key, state, cohort), start, None, length=2)
+
+    end, infos = jax.eval_shape(rounds, start)
     chex.assert_trees_all_equal_shapes_and_dtypes(start, end)
     assert isinstance(infos, RoundInfo)
     assert end.params["weights"].dtype == dtype
@@ -327,8 +334,10 @@ def test_what_a_round_records(key, federation):
 def test_client_loss_is_the_mean_over_the_examples_seen(key, federation):
     algorithm = fedavg(logistic_loss, work=local_epochs(1, batch_size=64), local_rate=0.1)
     _, infos = play(algorithm, key, federation, [[0, 2]])
-    rows = np.concatenate([federation.order[federation.offsets[m] : federation.offsets[m + 1]] for m in (0, 2)])
-    losses = logistic_loss(logistic_params(), jax.tree.map(lambda a: a[rows], federation.examples))
+    order, offsets = np.asarray(federation.order), np.asarray(federation.offsets)
+    rows = np.concatenate([order[offsets[m] : offsets[m + 1]] for m in (0, 2)])
+    examples = jax.tree.map(lambda a: np.asarray(a)[rows], federation.examples)
+    losses = jax.jit(logistic_loss)(logistic_params(), examples)
     assert float(infos[0].client_loss) == pytest.approx(float(losses.mean()), rel=1e-5)
 
 

@@ -38,7 +38,7 @@ INNER = [("vectorized", 1), ("sequential", 2), ("chunked(2)", 4)]
 
 
 @pytest.mark.parametrize("toy", toys.TOYS)
-@pytest.mark.parametrize(("inner", "devices"), INNER)
+@pytest.mark.parametrize(("inner", "devices"), [INNER[2], *(product(*case) for case in INNER[:2])])
 def test_toys_on_several_devices(inner, devices, toy):
     """Cohorts that the devices do not divide, and fewer clients than devices, included."""
     toys.assert_agrees(toys.run(sharded(inner, mesh(devices)), toys.TOYS[toy], toys.shared()), toys.TOYS[toy])
@@ -75,6 +75,7 @@ def test_more_devices_than_clients(federation):
     chex.assert_trees_all_close(*ends, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.product  # a comparison over several processes sweeps one, in test_launch.py and in the notebook
 def test_sweeps_of_sharded_runs(federation):
     def make(strategy):
         return lambda local_rate: make_method(

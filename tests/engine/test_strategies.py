@@ -9,16 +9,20 @@ import pytest
 from fedhyper_jax import data, fedavg, make_method, simulate
 from fedhyper_jax.engine.strategies import Slots, parse_strategy
 from tests.engine import toys
-from tests.helpers import logistic_loss, logistic_params
+from tests.helpers import logistic_loss, logistic_params, product
 
 BATCH = 10
 
 
-COMPILED = ["vectorized", "sequential", "chunked(2)", "chunked(3)", "sharded(vectorized)", "sharded(chunked(2))"]
-
-
+# (test_sharded.py has toys on several devices)
 @pytest.mark.parametrize("toy", toys.TOYS)
-@pytest.mark.parametrize("strategy", [*COMPILED, "debug"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        *("vectorized", "sequential", "chunked(2)", "debug"),
+        *map(product, ("chunked(3)", "sharded(vectorized)", "sharded(chunked(2))")),
+    ],
+)
 def test_every_strategy_maps_and_reduces_as_numpy_does(strategy, toy):
     """Ragged steps, padded slots anywhere, static steps, sums of floats and integers, rows in the cohort's order."""
     toys.assert_agrees(toys.run(strategy, toys.TOYS[toy], toys.shared()), toys.TOYS[toy])

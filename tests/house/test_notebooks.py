@@ -31,7 +31,8 @@ def shorter(name, command, *, whole=presets.preset_config):
     import dataclasses
     config = whole(name, command)
     grid = dataclasses.replace(config.compare, methods=("fedavg", "G+CL"), seeds=2)
-    return dataclasses.replace(config, compare=grid, run=dataclasses.replace(config.run, rounds=6))
+    run = dataclasses.replace(config.run, rounds=6, strategy="sequential")
+    return dataclasses.replace(config, compare=grid, run=run)
 
 presets.preset_config = shorter
 """

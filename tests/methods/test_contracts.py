@@ -40,12 +40,28 @@ SUMS = {
     *("scaffold+SL, momentum", "mime_lite+G", "fedadam+G", "clipped+median", "G+SL+CL", "fedprox+scaffold"),
 }
 """Compositions whose parts keep their contracts one by one, each in a line of its own: here with ``make test-all``."""
+ALIKE = {
+    *("decay_local", "plateau_local"),  # the rules of `decay_global` and `plateau_global`, at the other rate
+    *("reference_G", "reference_GM", "reference_CL", "reference_SL"),  # each a part of `reference_FULL`
+    *("fedavg, uniform, equal steps", "bounds as pairs"),  # test_round.py has them as data; a transcription, uniform
+    "fedadam+G, applied",  # transcribed in test_transcriptions.py
+}
+"""Lines that a line of the same kind stands for; all of them are transcribed, or compared in closed form, elsewhere."""
+LATER = SUMS | ALIKE
+KINDS = (
+    *("all of fedhyper", "plateau_global", "fathom", "delta_sgd", "line search that gives up"),
+    *("scaffold+fedexp", "fedcm", "fedadam", "server_dog", "clipped", "reference_FULL", "CL, per client"),
+)
+"""A line of each door: rules of either rate and of clients, terms, evaluation elsewhere, server steps, aggregators."""
 
 
-@pytest.fixture(scope="module", params=cases(LINES, later=SUMS))
+@pytest.fixture(scope="module", params=cases(LINES, later=LATER))
 def bench(request):
     """Of the module, so that all tests of a line follow each other and share its compiled round."""
     return Bench(LINES[request.param])
+
+
+of_every_kind = pytest.mark.parametrize("bench", cases(LINES, later=set(LINES) - set(KINDS)), indirect=True)
 
 
 def test_every_method_and_option_is_in_the_table():
@@ -81,21 +97,32 @@ def test_a_round_records_finite_scalars(bench):
         assert (int(info.not_started), int(info.lost), int(info.taken_back)) == (0, 0, 0)
 
 
-# bfloat16 finds a rate that took the type of the parameters, mixed a leaf that took the type of another.
-@pytest.mark.parametrize("params", cases(["bfloat16", "mixed", "float32"], later=["float32"]))
-def test_smaller_dtypes_are_kept(bench, params, request):
-    """Parameters and state keep their types in a round, and rates are float32."""
-    if params == "mixed" and bench.line.not_mixed:
-        request.applymarker(pytest.mark.xfail(strict=True, reason=bench.line.not_mixed))
-    with jax.enable_x64(False):
-        params = mixed_params() if params == "mixed" else logistic_params(jnp.dtype(params))
-        start = jax.eval_shape(bench.algorithm.init, params)
-        cohort = Cohort(data=federation("float32"), client_ids=jnp.arange(COHORT, dtype=jnp.int32))
-        state, info = jax.eval_shape(bench.algorithm.round, run_key(), start, cohort)
+def types_are_kept(bench, params):
+    """Asserts that parameters and state keep their types in a round, and that rates are float32."""
+    start = jax.eval_shape(bench.algorithm.init, params)
+    cohort = Cohort(data=federation("float32"), client_ids=jnp.arange(COHORT, dtype=jnp.int32))
+    state, info = jax.eval_shape(bench.algorithm.round, run_key(), start, cohort)
     assert state == start
     assert jax.tree.map(lambda leaf: leaf.dtype, state.params) == jax.tree.map(lambda leaf: leaf.dtype, params)
     rates_seen = (state.global_rate.rate, state.local_rate.rate, info.client_rate_max, info.global_rate)
     assert {rate.dtype for rate in rates_seen} == {jnp.dtype(jnp.float32)}
+
+
+def test_mixed_dtypes_are_kept(bench, request):
+    """Finds a leaf that took the type of another."""
+    if bench.line.not_mixed:
+        request.applymarker(pytest.mark.xfail(strict=True, reason=bench.line.not_mixed))
+    with jax.enable_x64(False):
+        types_are_kept(bench, mixed_params())
+
+
+# Rules of rates and server steps are held to it one by one in test_rules.py.
+@of_every_kind
+@pytest.mark.parametrize("dtype", cases(["bfloat16", "float32"], later=["float32"]))
+def test_smaller_dtypes_are_kept(bench, dtype):
+    """bfloat16 finds a rate that took the type of the parameters."""
+    with jax.enable_x64(False):
+        types_are_kept(bench, logistic_params(jnp.dtype(dtype)))
 
 
 def test_float64_is_float64_throughout(bench):
@@ -106,7 +133,7 @@ def test_float64_is_float64_throughout(bench):
 
 
 @pytest.mark.parametrize(
-    "bench", cases([name for name, line in LINES.items() if line.rows or name == "fedavg"], later=SUMS), indirect=True
+    "bench", cases([name for name, line in LINES.items() if line.rows or name == "fedavg"], later=LATER), indirect=True
 )
 def test_data_of_another_population_are_refused(bench):
     """Where rows are kept; without them, as FedAvg is, any data will do."""
@@ -121,6 +148,8 @@ def test_data_of_another_population_are_refused(bench):
 # ------------------------------------------------------------------------------------------------ data, not code
 
 
+# Of the others the test below shows that every option acts by way of the state; not that it does so only.
+@of_every_kind
 def test_other_values_are_the_same_program(bench):
     """A round made from other, traced numbers is the same text when lowered; nothing is compiled.
 
@@ -137,8 +166,10 @@ def test_other_values_are_the_same_program(bench):
 
 
 def test_other_values_are_other_data_for_the_same_program(bench):
-    """The compiled round takes the states of all settings, however they are given, and every option acts."""
+    """The compiled round takes the states of all settings, given in whatever type, or traced, and every option acts."""
     line = bench.line
+    traced = jax.eval_shape(lambda setting: bench.start(line.build(**setting)), line.setting(1))
+    assert traced == types_of(bench.states[0])
     makers = (np.float64, jnp.float32)
     for index, make in enumerate(makers, start=1):
         algorithm = line.build(**{name: make(value) for name, value in line.setting(index).items()})
@@ -149,6 +180,7 @@ def test_other_values_are_other_data_for_the_same_program(bench):
         assert differs(bench.reached(changed), first), f"{name} acts nowhere, or is no data"
 
 
+@of_every_kind
 def test_traced_values_make_the_same_states(bench):
     """So that a sweep, which makes its algorithms from traced numbers, starts where single runs do."""
     line = bench.line
@@ -160,13 +192,10 @@ def test_traced_values_make_the_same_states(bench):
         assert_close(jax.tree.map(lambda leaf, i=index: leaf[i], together), alone)
 
 
-SWEPT = ("G+SL+CL", "fedexp", "fedprox+scaffold")
-
-
-@pytest.mark.parametrize("name", cases(LINES, later=set(LINES) - set(SWEPT)))
-def test_a_sweep_equals_its_runs(name):
+# One with rows of clients, and an evaluation elsewhere; test_simulation.py sweeps all schedulers.
+@pytest.mark.parametrize("bench", cases(LINES, later=set(LINES) - {"scaffold+fedexp"}), indirect=True)
+def test_a_sweep_equals_its_runs(bench):
     """In one program, with cohorts that are not padded."""
-    bench = Bench(LINES[name])
     line = bench.line
     params, history = sweep(
         line.build,
@@ -230,7 +259,9 @@ def test_a_client_left_out_is_as_if_it_had_not_been_there(bench, poison):
 def test_padded_slots_alone_change_nothing_but_the_number_of_the_round(bench):
     """And what a schedule makes of it."""
     state = bench.states[-1]
-    after, _ = bench.round(state, [])
+    after, info = bench.round(state, [])
+    assert (int(info.participants), int(info.left_out)) == (0, 0)
+    assert np.isnan(info.client_loss) and np.isnan(info.inner_product)
     left = {"round": 0, "global_rate": 0, "local_rate": 0}
     assert_identical({**vars(after), **left}, {**vars(state), **left})
     assert int(after.round) == ROUNDS + 1
@@ -297,7 +328,7 @@ Other lines are transcribed in test_transcriptions.py, or are methods that are t
 TRANSCRIBED_ROUNDS = 12
 
 
-@pytest.mark.parametrize("bench", cases(TRANSCRIPTIONS, later=SUMS), indirect=True)
+@pytest.mark.parametrize("bench", cases(TRANSCRIPTIONS, later=LATER), indirect=True)
 def test_equals_the_transcription(bench, request):
     """An independent one in NumPy, fed the same batches: parameters, rates, products and rows, round after round."""
     method, settings = TRANSCRIPTIONS[request.node.callspec.params["bench"]]

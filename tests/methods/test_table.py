@@ -25,7 +25,7 @@ from fedhyper_jax.shell.config import (
 from fedhyper_jax.shell.datasets import build_partition
 from fedhyper_jax.shell.experiment import build_experiment
 from fedhyper_jax.shell.method_pages import _code, _escaped
-from fedhyper_jax.shell.plots import Curve, _distinct
+from fedhyper_jax.shell.panels import Curve, _distinct
 from fedhyper_jax.shell.records import read_records
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "methods.md"

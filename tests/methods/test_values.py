@@ -15,6 +15,7 @@ from fedhyper_jax import rates, terms
 from fedhyper_jax.data import Cohort, local_steps, pack
 from fedhyper_jax.methods import METHODS, Method, method_by_name, method_options
 from fedhyper_jax.parts import aggregators, client_rules, guards
+from tests.helpers import cases
 
 WORK = local_steps(2, batch_size=2)
 SETTINGS = {"work": WORK, "local_rate": 0.1}
@@ -44,18 +45,25 @@ def assert_same(one, *others):
 OPTIONS = {"hyper_rate": 0.3, "proximal_weight": 0.5, "clip_norm": 0.7, "momentum": 0.4, "epsilon": 0.2}
 
 
+def given(name):
+    """The options of a method that are not at their defaults here."""
+    return {option: value for option, value in OPTIONS.items() if option in METHODS[name].options}
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_by_value_by_name_and_in_short_are_the_same(name):
-    options = {option: value for option, value in OPTIONS.items() if option in METHODS[name].options}
-    settings = {**SETTINGS, "population": POPULATION}
-    value = getattr(fh, name)(**options)
-    assert value == method_by_name(name, **options)
+def test_by_value_and_by_name_are_the_same(name):
+    assert getattr(fh, name)(**given(name)) == method_by_name(name, **given(name))
+
+
+# One decorator makes all of them: the families tell for the others.
+@pytest.mark.parametrize("name", cases(METHODS, later=set(METHODS) - {"G", "scaffold", "fedsps"}))
+def test_rounds_by_value_by_name_and_in_short_are_the_same(name):
+    options, settings = given(name), {**SETTINGS, "population": POPULATION}
     in_short, by_name = (
         getattr(fh, name)(loss_fn, **options, **settings),
         fh.make_method(name, loss_fn, **options, **settings),
     )
-    # (a method by name is that value; that it stays so when it is made of a loss, one family tells for all)
-    assert_same(value(loss_fn, **settings), in_short, *([by_name] if name in ("G", "scaffold", "fedsps") else []))
+    assert_same(getattr(fh, name)(**options)(loss_fn, **settings), in_short, by_name)
 
 
 def test_sums_are_the_same_by_value_and_by_name():

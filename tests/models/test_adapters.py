@@ -33,7 +33,7 @@ class LinenNet(linen.Module):
 
 def trains(model: Model):
     """Parameters are a plain tree of arrays that jit, grad, vmap and scan take; training lowers the loss."""
-    params = model.init(jax.random.key(0), jnp.asarray(INPUTS))
+    params = jax.jit(model.init)(jax.random.key(0), jnp.asarray(INPUTS))
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
     targets = jnp.asarray(INPUTS[:, :3])
 

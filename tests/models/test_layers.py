@@ -86,7 +86,7 @@ def test_value_and_gradients_are_those_of_lax(channels, groups, size, strides, p
 def test_gradients_against_finite_differences(channels, settings):
     x, kernel = normal(0, 1, 4, 5, channels), normal(1, 2, 2, channels, 2)
     f = jax.jit(functools.partial(loss, functools.partial(convolution, **settings)))
-    dx, dkernel = jax.grad(f, argnums=(0, 1))(x, kernel)
+    dx, dkernel = jax.jit(jax.grad(f, argnums=(0, 1)))(x, kernel)
     for argument, gradient in enumerate((dx, dkernel)):
         operand = (x, kernel)[argument]
         for i in range(operand.size):
@@ -181,7 +181,7 @@ def test_shared_kernel_and_sharded_images(channels):
 
     specs = (PartitionSpec("clients"), PartitionSpec())
     sharded = jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
-    close(jax.jit(sharded)(x, kernel), gradient(x, kernel))
+    close(jax.jit(sharded)(x, kernel), jax.jit(gradient)(x, kernel))
 
 
 CLIENTS = 5
@@ -252,12 +252,12 @@ def test_gradients_towards_kernels_come_in_parts_of_the_batch(monkeypatch, batch
 
     monkeypatch.setattr(layers, "_direct_kernel_gradient", recorded)
     x, kernel = normal(0, batch, size, size, 4), normal(1, 3, 3, 4 // groups, 16)
-    ours, theirs = (gradients(functools.partial(f, groups=groups)) for f in (convolution, reference))
+    ours, theirs = (jax.jit(gradients(functools.partial(f, groups=groups))) for f in (convolution, reference))
     close(ours(x, kernel), theirs(x, kernel))
     assert examples in seen and seen <= {examples, batch}  # the whole batch is the other platforms' branch
     clients = jnp.stack([x, 2 * x]), jnp.stack([kernel, -kernel])
     one_by_one = [theirs(*client) for client in zip(*clients, strict=True)]
-    close(jax.vmap(ours)(*clients), jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one))
+    close(jax.jit(jax.vmap(ours))(*clients), jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one))
 
 
 def test_common_dtype_and_numpy_operands():

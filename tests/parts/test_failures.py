@@ -13,10 +13,15 @@ PARAMS = jnp.zeros(3)
 
 def fates(model, number=20_000):
     settings = model.init(PARAMS)
-    keys = jax.vmap(lambda m: _random.failure_key(jax.random.key(0), m))(jnp.arange(number))
-    starts = jax.vmap(lambda key: model.before(key, settings, jnp.int32(7)))(keys) if model.before else None
-    arrives = jax.vmap(lambda key: model.after(key, settings, PARAMS)[1])(keys) if model.after else None
-    return starts, arrives
+
+    @jax.jit
+    @jax.vmap
+    def fate(client_id):
+        key = _random.failure_key(jax.random.key(0), client_id)
+        starts = model.before(key, settings, jnp.int32(7)) if model.before else None
+        return starts, model.after(key, settings, PARAMS)[1] if model.after else None
+
+    return fate(jnp.arange(number))
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.1, 0.3), (0.5, 0.05)])
@@ -58,7 +63,7 @@ def test_stragglers_take_any_number_of_steps_alike():
 def test_who_has_nothing_to_leave_out_takes_all(num_steps):
     model = failures.stragglers(0.9)
     keys = jax.random.split(jax.random.key(0), 50)
-    taken = jax.vmap(lambda key: model.before(key, model.init(PARAMS), jnp.int32(num_steps)))(keys)
+    taken = jax.jit(jax.vmap(lambda key: model.before(key, model.init(PARAMS), jnp.int32(num_steps))))(keys)
     assert set(taken.tolist()) == {num_steps}
 
 

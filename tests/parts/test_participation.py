@@ -29,7 +29,7 @@ def test_clients_are_drawn_as_often_as_their_availability_says(weights, size):
     chosen = participation.weighted(weights)
     settings, draws = chosen.init(len(weights)), 20_000
     keys = jax.random.split(jax.random.key(0), draws)
-    ids = np.asarray(jax.vmap(lambda key: chosen.sample(key, settings, len(weights), size))(keys))
+    ids = np.asarray(jax.jit(jax.vmap(lambda key: chosen.sample(key, settings, len(weights), size)))(keys))
     assert ids.dtype == np.int32 and all(len(set(cohort)) == size for cohort in ids.tolist())
     share = np.bincount(ids.ravel(), minlength=len(weights)) / draws
     expected = inclusion_probabilities(weights, size)

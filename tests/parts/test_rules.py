@@ -15,7 +15,7 @@ from fedhyper_jax.parts import ClientResult, Feedback, RateRule, Spread
 from fedhyper_jax.parts.client_rules import CountedDescentState
 from tests.algorithms import DOG, MECHANIZE, OPTAX, ROUNDS, STATIC
 from tests.compare import assert_close, assert_identical, cast, differs, same_program, types_of
-from tests.helpers import logistic_params, mixed_params
+from tests.helpers import cases, logistic_params, mixed_params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -248,7 +248,7 @@ def test_a_part_keeps_its_types_in_a_scan(name, dtype, request):
 
 @pytest.mark.parametrize("name", [name for name, part in PARTS.items() if part.floats])
 def test_other_values_are_other_data_for_the_same_update(name):
-    """Steps of all settings are one program, in which every option acts; so they are where made while tracing."""
+    """Steps of all settings are one program, in which every option acts."""
     line, params = PARTS[name], logistic_params()
     parts = [line.build(**line.setting(i)) for i in range(3)]
     steps = [jax.jit(functools.partial(step, part)) for part in parts]
@@ -257,11 +257,23 @@ def test_other_values_are_other_data_for_the_same_update(name):
     ]
     assert all(same_program(text, texts[0]) for text in texts)
 
-    runs = [play(parts[0], part.init(params), params, steps[0])[0] for part in parts]
+    first, _ = play(parts[0], parts[0].init(params), params, steps[0])
     for argument, values in line.floats.items():
         changed = line.build(**{**line.setting(0), argument: values[1]})
         run, _ = play(parts[0], changed.init(params), params, steps[0])
-        assert differs(run, runs[0]), f"{argument} acts nowhere, or is no data"
+        assert differs(run, first), f"{argument} acts nowhere, or is no data"
+
+
+SWEPT = ("track_hypergradient", "adagrad", "hypergradient", "scheduled, a table")
+
+
+# The contracts of methods trace the values of all of these.
+@pytest.mark.parametrize("name", cases([name for name in PARTS if PARTS[name].floats], later=set(PARTS) - set(SWEPT)))
+def test_parts_made_while_tracing_are_those_made_before(name):
+    line, params = PARTS[name], logistic_params()
+    parts = [line.build(**line.setting(i)) for i in range(3)]
+    one_step = jax.jit(functools.partial(step, parts[0]))
+    runs = [play(parts[0], part.init(params), params, one_step)[0] for part in parts]
 
     def one(setting):
         part = line.build(**setting)

@@ -43,7 +43,7 @@ def test_other_trees_come_back_with_like(tmp_path):
 
 def test_parameters_of_a_linen_model(tmp_path):
     model = make_model("cnn", 10, channels=(2,), kernel_size=3)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     save_parameters(tmp_path / "new", params)
     loaded = load_parameters(tmp_path / "new")
     same(loaded, params)

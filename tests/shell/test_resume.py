@@ -132,7 +132,8 @@ def same_results(given, expected):
     assert not (given / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("after", [2, product(6), 8, 10])
+# (the others, and what comes before the first checkpoint, are where records and checkpoints are damaged or moved)
+@pytest.mark.parametrize("after", [10, *map(product, (2, 6, 8))])
 def test_a_resumed_run_ends_as_one_that_was_never_stopped(stopped, undisturbed, after, capsys):
     """Before the first checkpoint, between two, at one, and when all rounds are done but nothing is summed up."""
     folder = stopped(after)
@@ -180,7 +181,7 @@ def test_the_order_of_records_does_not_depend_on_chunks(compared):
     assert order == grid
 
 
-@pytest.mark.parametrize("command", [RUN, COMPARE], ids=["run", "compare"])
+@pytest.mark.parametrize("command", [pytest.param(RUN, id="run"), product(COMPARE, id="compare")])
 def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(tmp_path, capsys, command, request):
     """Asked for after 4 rounds, granted after the next chunk, although no checkpoint was due there."""
     folder = tmp_path / "it's a run"
@@ -231,6 +232,14 @@ def foreign(path):
 
 
 @pytest.mark.parametrize("damage", [cut, empty, flip, foreign])
+def test_every_damage_of_a_checkpoint_is_noticed(stopped, damage, capsys):
+    folder = stopped(10)
+    damage(run_place(folder).path(10))
+    assert newest(run_place(folder)).notes["rounds_done"] == 8
+    assert "round-00000010.ckpt cannot be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [flip, *map(product, (cut, empty, foreign))])
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(stopped, undisturbed, damage, capsys):
     folder = stopped(10)
     damage(run_place(folder).path(10))
@@ -286,17 +295,10 @@ def test_another_run_is_refused_with_the_difference(stopped, capsys, monkeypatch
     assert contents(folder) == before
 
 
-def test_equal_options_and_a_moved_folder_are_fine(stopped, undisturbed, tmp_path):
-    folder = stopped(6)
-    shutil.move(folder, tmp_path / "moved")
-    arguments = ["--rounds", "10", "--out", str(tmp_path / "moved"), "--processes", "1", "--quiet"]
-    assert main(["run", "--resume", str(tmp_path / "moved"), *arguments]) == 0
-    same_results(tmp_path / "moved", undisturbed)
-
-
-def test_a_folder_whose_name_looks_like_a_pattern(stopped, undisturbed, tmp_path):
+def test_equal_options_and_a_moved_folder_whose_name_looks_like_a_pattern(stopped, undisturbed, tmp_path):
     folder = pathlib.Path(shutil.move(stopped(6), tmp_path / "r[1]*"))
-    assert main(["run", "--resume", str(folder), "--quiet"]) == 0
+    arguments = ["--rounds", "10", "--out", str(folder), "--processes", "1", "--quiet"]
+    assert main(["run", "--resume", str(folder), *arguments]) == 0
     same_results(folder, undisturbed)
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in undisturbed.iterdir())
     assert load_run(folder).params is not None

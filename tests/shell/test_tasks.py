@@ -17,6 +17,7 @@ from fedhyper_jax.shell.experiment import build_experiment
 from fedhyper_jax.shell.records import read_records, read_summary
 from fedhyper_jax.shell.report import print_comparison, summarise_cells, summarise_records
 from fedhyper_jax.tasks import Measure
+from tests.helpers import cases
 
 QUICK = ["--quiet", "--strategy", "sequential", "--cohort-size", "4", "--method", "G"]
 ERROR = Measure(name="squared_error", higher_is_better=False, guessing=1.0, guessing_loss=0.5, target=0.6)
@@ -100,7 +101,10 @@ def test_examples_go_to_clients_as_is_natural(name, method):
     assert (partition.method, partition.num_clients) == (method, 7)
 
 
-@pytest.mark.parametrize("name", ["synthetic_text", "diabetes", "procedural_logistic"])
+# (test_cli.py describes one by labels)
+@pytest.mark.parametrize(
+    "name", cases(["synthetic_text", "diabetes", "procedural_logistic"], later=["synthetic_text", "diabetes"])
+)
 def test_every_division_is_described(name, tmp_path, capsys):
     picture = tmp_path / "clients.png"
     assert main(["data", "--data", name, "--clients", "12", "--out", str(picture)]) == 0
