@@ -141,7 +141,7 @@ class RoundInfo(NamedTuple):
     local_rate: Annotated[_Value, _each("β^t as broadcast")]
     inner_product: Annotated[_Value, _each("⟨Δ^t, Δ^{t-1}⟩, or ⟨Δ^t, u^{t-1}⟩ with inner_product='applied'")]
     retained_share: Annotated[
-        _Value, _each("share of the predicted gain that clients retained; NaN where the method does not ask for it")
+        _Value, _each("share of the predicted gain that clients retained; 0 where nobody asks for it")
     ]
     pseudo_gradient_norm: Annotated[_Value, _each("‖Δ^t‖")]
     client_rate_min: Annotated[_Value, _each("smallest final β_m of the participants")]

@@ -45,7 +45,7 @@ def observe(
         global_rate=global_rate,
         local_rate=state.local_rate.rate,
         inner_product=jnp.where(someone, product, nan),
-        retained_share=_retained_share(parts, step, nan),
+        retained_share=_retained_share(parts, step),
         pseudo_gradient_norm=jnp.where(someone, _tree.norm(step.feedback.pseudo_gradient), nan),
         client_rate_min=lowest,
         client_rate_median=median,
@@ -71,10 +71,11 @@ def observe(
     )
 
 
-def _retained_share(parts: Parts, step: Step, nan: Float[Array, ""]) -> Float[Array, ""]:
+def _retained_share(parts: Parts, step: Step) -> Float[Array, ""]:
     """What the rule of the local rate observed in this round."""
     observed = parts.local_rate.observed
-    return nan if observed is None else observed(step.proposal.local_rate).astype(nan.dtype)
+    product = step.feedback.inner_product
+    return jnp.zeros_like(product) if observed is None else observed(step.proposal.local_rate).astype(product.dtype)
 
 
 def _spread(values: Float[Array, " cohort"], number: Int[Array, ""]) -> tuple[Float[Array, ""], ...]:

@@ -326,8 +326,8 @@ class Gathered(NamedTuple):
     term_means: tuple[PyTree, ...]
     term_totals: tuple[PyTree, ...]
     reported: tuple[PyTree, PyTree]  # means of what the rules of the global and the local rate asked for
-    failed: Float[Array, ""]  # share of the weight of clients whose training came to no finite result
     client_loss: Float[Array, ""]
+    failed: Float[Array, ""] | None = None  # share of the weight of clients that came to no finite result
     spread: Spread | None = None  # where one of the rules needs it
 
 

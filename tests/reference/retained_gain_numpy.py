@@ -91,7 +91,7 @@ def run(
             beta, measured = first_step * norm / abs(curvature), True
             if not (np.isfinite(beta) and beta > 0):
                 beta = local_rate
-            records.append(Record(alpha, 1e-20, np.nan, np.nan, False, w, beta, ceiling))
+            records.append(Record(alpha, 1e-20, 0.0, np.nan, False, w, beta, ceiling))
             continue
 
         used = beta

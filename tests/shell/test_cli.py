@@ -176,6 +176,8 @@ def test_diverging_clients_are_reported(tmp_path, capsys):
     assert all(record["client_rate_median"] is None for record in strict(tmp_path / "new" / "metrics.jsonl"))
 
 
+FEDHYPER = ("--method", "G+CL")
+
 BAD = {
     "unknown command": (["paint"], "unknown command 'paint'; known: run, compare, plot, data, methods"),
     "unknown option": (["run", "--clinets", "4"], "unknown option '--clinets'; did you mean --clients? see `fedhyper"),
@@ -209,10 +211,16 @@ BAD = {
     "rate nan": (["run", "--local-rate", "nan"], "local_rate must be finite and > 0, got nan"),
     "rates": (["compare", "--local-rates", "0.1", "inf"], "local_rate must be finite and > 0, got inf"),
     "global rate": (["run", "--method", "fedavg", "--global-rate", "0"], "global_rate must be finite and > 0"),
-    "hyper rate": (["run", "--hyper-rate", "-1"], "hyper_rate must be finite and ≥ 0"),
-    "bounds": (["run", "--local-bounds", "0.2", "0.3"], "local_rate must lie inside local_bounds"),
-    "absolute": (["run", "--local-rate", "0.01", "--local-bounds", "absolute"], "use local_bounds='relative'"),
-    "bounds name": (["run", "--local-bounds", "wide"], "unknown local_bounds 'wide'; known: relative, absolute"),
+    "hyper rate": (["run", *FEDHYPER, "--hyper-rate", "-1"], "hyper_rate must be finite and ≥ 0"),
+    "bounds": (["run", *FEDHYPER, "--local-bounds", "0.2", "0.3"], "local_rate must lie inside local_bounds"),
+    "absolute": (
+        ["run", *FEDHYPER, "--local-rate", "0.01", "--local-bounds", "absolute"],
+        "use local_bounds='relative'",
+    ),
+    "bounds name": (
+        ["run", *FEDHYPER, "--local-bounds", "wide"],
+        "unknown local_bounds 'wide'; known: relative, absolute",
+    ),
     "cohort": (["run", "--cohort-size", "101"], "cohort_size must be at most the population"),
     "rounds": (["run", "--rounds", "0"], "rounds must be an integer ≥ 1, got 0"),
     "work": (["run", "--local-steps", "1", "--local-epochs", "1"], "give local_epochs or local_steps, not both"),
@@ -245,14 +253,26 @@ BAD = {
         ["run", "--method", "fedprox", "--options", "proximal_weight", "large"],
         "option proximal_weight must be a number, got 'large'",
     ),
-    "number for a word": (["run", "--options", "client_rates", "1"], "option client_rates must be a word, got 1.0"),
+    "number for a word": (
+        ["run", *FEDHYPER, "--options", "client_rates", "1"],
+        "option client_rates must be a word, got 1.0",
+    ),
     "way of a product": (
-        ["run", "--options", "normalise", "cosin"],
+        ["run", *FEDHYPER, "--options", "normalise", "cosin"],
         "unknown normalise 'cosin'; did you mean cosine? known: cosine, squared_norm, debiased",
     ),
-    "number for a way": (["run", "--options", "normalise", "1"], "unknown normalise 1.0; known: cosine, squared_norm"),
-    "word for a bound": (["run", "--options", "max_change", "small"], "max_change must be a real number, got 'small'"),
-    "nothing to debias": (["run", "--options", "normalise", "debiased"], "CL sees the gradients of one client; use"),
+    "number for a way": (
+        ["run", *FEDHYPER, "--options", "normalise", "1"],
+        "unknown normalise 1.0; known: cosine, squared_norm",
+    ),
+    "word for a bound": (
+        ["run", *FEDHYPER, "--options", "max_change", "small"],
+        "max_change must be a real number, got 'small'",
+    ),
+    "nothing to debias": (
+        ["run", *FEDHYPER, "--options", "normalise", "debiased"],
+        "CL sees the gradients of one client; use",
+    ),
     "half an integer": (
         ["run", "--method", "plateau_local", "--options", "patience", "2.5"],
         "patience must be an integer ≥ 1, got 2.5",

@@ -165,7 +165,7 @@ def retained_gain(
         return RetainedGainState(
             rate=settings.given_rate if measured else _rate_of_no_step(dtype),
             ceiling=jnp.full((), jnp.inf, dtype),
-            share=jnp.full((), jnp.nan, dtype),
+            share=jnp.zeros((), dtype),
             counts=jnp.ones((), bool),
             measured=jnp.asarray(measured),
             begun=jnp.zeros((), bool),
