@@ -31,7 +31,7 @@ from fedhyper_jax import data, losses, metrics, models
 
 LOCAL_RATES = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
 GLOBAL_RATES = (0.25, 1.0, 4.0)
-TUNING = {"local_rate": tuple(0.01 * 3.0**i for i in range(6)), "global_rate": (1 / 3, 1.0, 3.0)}
+TUNING = {"local_rate": tuple(0.003 * 3.0**i for i in range(8)), "global_rate": (1 / 3, 1.0, 3.0)}
 TUNING_SEEDS = (100, 101, 102)
 SMALL = {"tasks": ("digits", "digits01"), "seeds": 3}
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -145,7 +145,7 @@ class Federation:
             cohort_size=task.cohort,
             evaluate=self.evaluate,
             evaluation_data=self.test,
-            eval_every=max(1, task.rounds // 10),
+            eval_every=max(1, task.rounds // 25),
         )
         evaluated = np.asarray(history.evaluation["test_accuracy"])
         last = np.flatnonzero(np.isfinite(evaluated[0, 0]))[-3:]
