@@ -124,10 +124,15 @@ class Federation:
             train["y"] = np.where(wrong, rng.integers(0, 10, len(labels)), labels).astype(labels.dtype)
         return data.pack(train, parted.client_rows)
 
-    def accuracies(
-        self, method: str, settings: dict[str, Sequence[float]], seeds: Sequence[int], **options
-    ) -> np.ndarray:
-        """Mean test accuracy in % of the last three evaluations, (settings, seeds), all of it one program."""
+    def sweep(
+        self,
+        method: str,
+        settings: dict[str, Sequence[float]],
+        seeds: Sequence[int],
+        callbacks: Sequence[Callable[[Any], Any]] = (),
+        **options,
+    ) -> fh.History:
+        """The history of a method, (settings, seeds, rounds), all of it one program."""
         task = self.task
         work = fh.local_steps(task.steps, batch_size=task.batch_size, with_replacement=True)
 
@@ -146,10 +151,20 @@ class Federation:
             evaluate=self.evaluate,
             evaluation_data=self.test,
             eval_every=max(1, task.rounds // 25),
+            callbacks=callbacks,
         )
-        evaluated = np.asarray(history.evaluation["test_accuracy"])
-        last = np.flatnonzero(np.isfinite(evaluated[0, 0]))[-3:]
-        return 100 * evaluated[:, :, last].mean(axis=2)
+        return history
+
+    def accuracies(self, *args, **options) -> np.ndarray:
+        """Mean test accuracy in % of the last three evaluations of a `sweep`, (settings, seeds)."""
+        return final_accuracy(self.sweep(*args, **options))
+
+
+def final_accuracy(history: fh.History) -> np.ndarray:
+    """Mean test accuracy in % of the last three evaluations, (settings, seeds)."""
+    evaluated = np.asarray(history.evaluation["test_accuracy"])
+    last = np.flatnonzero(np.isfinite(evaluated[0, 0]))[-3:]
+    return 100 * evaluated[:, :, last].mean(axis=2)
 
 
 def grid(local_rates: Sequence[float], global_rates: Sequence[float] | None) -> dict[str, np.ndarray]:

@@ -13,12 +13,8 @@ one seed (200). ρ: mean of the second half of the run; n: exponential average a
 import pathlib
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from rates_atlas import TASKS, Federation
-
-import fedhyper_jax as fh
+from rates_atlas import TASKS, Federation, final_accuracy
 
 RATES = {
     "digits": (0.1, 0.2, 0.4, 0.8),
@@ -35,34 +31,19 @@ SEED = 200
 
 def measure(name: str) -> list[tuple[float, float, float, float]]:
     """(rate, accuracy in %, ρ, n) for each rate."""
-    federation, task = Federation(TASKS[name]), TASKS[name]
-    work = fh.local_steps(task.steps, batch_size=task.batch_size, with_replacement=True)
-    still = {"share_rate": 0.0, "global_hyper_rate": 0.0, "start": "given", "evaluate_at": "last"}
-
-    def make(local_rate):
-        return fh.make_method(
-            "retained_gain", federation.loss_fn, work=work, strategy="chunked(5)", local_rate=local_rate, **still
-        )
-
-    kept = {}
-    _, history = fh.sweep(
-        make,
-        {"local_rate": jnp.array(RATES[name])},
-        jax.random.key(SEED)[None],
-        jax.tree.map(
-            lambda p: p[None], task.model.init(jax.random.key(SEED), jnp.asarray(federation.dataset.train["x"][:1]))
-        ),
-        federation.federation,
-        rounds=task.rounds,
-        cohort_size=task.cohort,
-        evaluate=federation.evaluate,
-        evaluation_data=federation.test,
-        eval_every=2,
+    federation, kept = Federation(TASKS[name]), {}
+    history = federation.sweep(
+        "retained_gain",
+        {"local_rate": RATES[name]},
+        (SEED,),
         callbacks=[lambda progress: kept.update(averages=progress.copied().local_rate.averages)],
+        start="given",
+        share_rate=0.0,
+        global_hyper_rate=0.0,
+        evaluate_at="last",
     )
-    accuracy = np.asarray(history.evaluation["test_accuracy"])[:, 0]
-    accuracy = 100 * accuracy[:, np.isfinite(accuracy[0])][:, -3:].mean(axis=1)
-    shares = np.asarray(history.info.retained_share)[:, 0, task.rounds // 2 :].mean(axis=1)
+    accuracy = final_accuracy(history)[:, 0]
+    shares = np.asarray(history.info.retained_share)[:, 0, federation.task.rounds // 2 :].mean(axis=1)
     coherence = np.asarray(kept["averages"].predicted / kept["averages"].descent)[:, 0]
     return list(zip(RATES[name], accuracy.tolist(), shares.tolist(), coherence.tolist(), strict=True))
 

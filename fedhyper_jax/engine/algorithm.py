@@ -52,7 +52,6 @@ from fedhyper_jax.tasks import takes_key
 
 WEIGHTINGS = ("examples", "uniform")
 INNER_PRODUCTS = ("pseudo_gradient", "applied")
-EVALUATIONS = ("last", "mean_of_last_two", "running_average")
 
 
 def federated_algorithm(
@@ -141,7 +140,7 @@ def federated_algorithm(
         raise TypeError(f"work must come from local_epochs(...) or local_steps(...), got {work!r}")
     _validate.one_of(WEIGHTINGS, weighting=weighting)
     _validate.one_of(INNER_PRODUCTS, inner_product=inner_product)
-    _validate.one_of(EVALUATIONS, evaluate_at=evaluate_at)
+    _validate.one_of(_EVALUATED, evaluate_at=evaluate_at)
     strategy = parse_strategy(strategy)
     parts = Parts(
         global_rate=global_rate,

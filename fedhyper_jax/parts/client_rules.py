@@ -38,11 +38,12 @@ def broadcast_rate() -> ClientRule:
 
         return optax.GradientTransformationExtraArgs(lambda params: GivenRateState(rate=rate), update_fn)
 
-    def report(state):
-        del state
-        return RateReport.none()
+    return ClientRule(init=lambda params: (), transform=transform, report=_unmoved, moves=False)
 
-    return ClientRule(init=lambda params: (), transform=transform, report=report, moves=False)
+
+def _unmoved(state) -> RateReport:
+    del state
+    return RateReport.none()
 
 
 class CountedDescentState(NamedTuple):
@@ -68,11 +69,7 @@ def counted_descent() -> ClientRule:
             lambda params: CountedDescentState(rate, jnp.zeros_like(rate)), update_fn
         )
 
-    def report(state):
-        del state
-        return RateReport.none()
-
-    return ClientRule(init=lambda params: (), transform=transform, report=report, moves=False)
+    return ClientRule(init=lambda params: (), transform=transform, report=_unmoved, moves=False)
 
 
 class LocalSettings(NamedTuple):

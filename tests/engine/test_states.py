@@ -136,6 +136,19 @@ def test_rules_start_afresh_and_schedules_go_on():
         bare.with_rates(moved)
 
 
+def test_a_running_average_is_evaluated(pair):
+    """Round t counts for 9/(t + 9), by hand: the first one alone, and w^0 not at all."""
+    algorithm = fedavg(loss_fn, evaluate_at="running_average", **COMMON)
+    state, average = algorithm.init(jnp.zeros(1)), None
+    round_fn = jax.jit(algorithm.round)
+    for number in range(4):
+        state, _ = round_fn(KEY, state, Cohort(data=pair, client_ids=np.arange(2)))
+        w = 2 * (1 - 0.95 ** (2 * (number + 1)))  # two local steps a round towards the clients' mean, 2
+        average = w if average is None else average + 9 / (number + 9) * (w - average)
+        np.testing.assert_allclose(state.params, [w], rtol=1e-6)
+        np.testing.assert_allclose(algorithm.evaluated_params(state), [average], rtol=1e-6)
+
+
 def test_a_global_rule_moves_before_its_first_use_and_a_local_one_after(pair):
     """`RateRule.init` says where a rate starts: that is β^0, and what α^0 is made of."""
 

@@ -145,29 +145,29 @@ def retained_gain(
     if not _validate.is_traced(memory) and memory >= 1:
         raise ValueError(f"memory must be below 1, got {memory!r}; 0 forgets at once, 0.6 remembers some 2 rounds")
     given = RetainedGainSettings(
-        target_share,
-        coherence_power,
-        coherence_limit,
-        hyper_rate,
-        memory,
-        growth,
-        first_step,
-        smallest_gain,
-        ceiling_growth,
-        initial_rate,
+        target_share=target_share,
+        coherence_power=coherence_power,
+        coherence_limit=coherence_limit,
+        hyper_rate=hyper_rate,
+        memory=memory,
+        growth=growth,
+        first_step=first_step,
+        smallest_gain=smallest_gain,
+        ceiling_growth=ceiling_growth,
+        given_rate=initial_rate,
     )
+    measures = start == "measured"
 
     def init(params: Params) -> RetainedGainState:
         dtype = _tree.accumulator_dtype(params)
         settings = RetainedGainSettings(*(jnp.asarray(value, dtype) for value in given))
         zero = jnp.zeros((), dtype)
-        measured = start == "given"
         return RetainedGainState(
-            rate=settings.given_rate if measured else _rate_of_no_step(dtype),
+            rate=_rate_of_no_step(dtype) if measures else settings.given_rate,
             ceiling=jnp.full((), jnp.inf, dtype),
             share=jnp.zeros((), dtype),
             counts=jnp.ones((), bool),
-            measured=jnp.asarray(measured),
+            measured=jnp.asarray(not measures),
             begun=jnp.zeros((), bool),
             averages=Look(zero, zero, zero, zero, zero),
             settings=settings,
@@ -181,7 +181,7 @@ def retained_gain(
         refused=_refused,
         accepts=lambda state: state.counts,
         observed=lambda state: state.share,
-        along_gradient=_ALONG_GRADIENT if start == "measured" else None,
+        along_gradient=_ALONG_GRADIENT if measures else None,
     )
 
 
@@ -217,7 +217,7 @@ def _look_again(state: RetainedGainState, params: Params, result: ClientResult) 
         # (jax.custom_vjp) have no second derivative.
         squared_norm = _tree.inner_product(gradient, gradient)
         length = 1e-3 * (1 + _tree.norm(params)) / jnp.sqrt(jnp.where(squared_norm > 0, squared_norm, 1))
-        moved = jax.tree.map(lambda w, g: (w - length * g).astype(w.dtype), params, gradient)
+        moved = _tree.subtract(params, _tree.scale(gradient, length))
         change = _tree.subtract(gradient, jax.grad(loss)(moved))
         return squared_norm.astype(dtype), (_tree.inner_product(change, gradient) / length).astype(dtype)
 
@@ -248,7 +248,7 @@ def _measured(state: RetainedGainState, look: Look) -> RetainedGainState:
     settings = state.settings
     rate = settings.first_step * look.squared_norm / jnp.abs(look.curvature)
     rate = jnp.where((rate > 0) & jnp.isfinite(rate), rate, settings.given_rate)
-    return state._replace(rate=rate, measured=jnp.ones_like(state.measured), counts=jnp.ones_like(state.counts))
+    return state._replace(rate=rate, measured=jnp.ones_like(state.measured))
 
 
 def _adapted(state: RetainedGainState, look: Look, failed: Array) -> RetainedGainState:
