@@ -77,19 +77,27 @@ def test_the_optax_example():
 QUICK = ["--rounds", "2", "--strategy", "sequential", "--no-evaluate-clients", "--quiet"]
 
 
+RESUMED = "fedhyper run --data digits --method G+CL --local-rate 0.01"
+"""The command whose folder the README resumes, and plots."""
+
+
 @pytest.fixture(scope="module")
 def a_run(tmp_path_factory):
-    """The folder of a run that the README names, or plots."""
+    """That folder."""
     from fedhyper_jax.shell.cli import main
 
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         without_pictures(patch)
-        assert main(["run", "--local-rate", "0.01", "--model", "logistic", *QUICK, "--out", str(folder)]) == 0
+        assert main([*RESUMED.split()[1:], "--model", "logistic", *QUICK, "--out", str(folder)]) == 0
     return folder
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "fedhyper"], ids=" ".join)
+def test_what_is_resumed_is_run():
+    assert RESUMED.split() in COMMANDS
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "fedhyper" and c != RESUMED.split()], ids=" ".join)
 def test_the_shell_commands(command, a_run, tmp_path, monkeypatch):
     """With few rounds and rates, in a folder of their own; flags given again override the first."""
     from fedhyper_jax.shell.cli import main
@@ -100,7 +108,7 @@ def test_the_shell_commands(command, a_run, tmp_path, monkeypatch):
     if arguments[0] == "plot" or "--resume" in arguments:
         shutil.copytree(a_run, arguments[-1])
     if arguments[0] == "run" and "--resume" not in arguments:
-        text = ["--rounds", "1", "--hidden", "8", "--layers", "1"]
+        text = ["--rounds", "1", "--hidden", "4", "--layers", "1", "--local-steps", "1", "--clients", "10"]
         short = text if "char_lstm" in arguments else ["--model", "logistic"]
         arguments += [*quick, *short]
     if arguments[0] == "bench":
