@@ -36,8 +36,8 @@ def wide():
 
 
 SUMS = {
-    *("fedprox+G", "fednova+G", "fednova+fedprox", "fathom+CL", "feddyn+SL", "delta_sgd+fedprox", "fedcm+fedyogi"),
-    *("scaffold+SL, momentum", "mime_lite+G", "fedadam+G", "clipped+median", "G+SL+CL", "fedprox+scaffold"),
+    *("fedprox+G", "fednova+fedprox", "fathom+CL", "feddyn+SL", "delta_sgd+fedprox", "fedcm+fedyogi"),
+    *("scaffold+SL, momentum", "mime_lite+G", "fedadam+G", "G+SL+CL", "fedprox+scaffold"),
 }
 """Compositions whose parts keep their contracts one by one, each in a line of its own: here with ``make test-all``."""
 ALIKE = {
@@ -45,9 +45,18 @@ ALIKE = {
     *("reference_G", "reference_GM", "reference_CL", "reference_SL"),  # each a part of `reference_FULL`
     *("fedavg, uniform, equal steps", "bounds as pairs"),  # test_round.py has them as data; a transcription, uniform
     "fedadam+G, applied",  # transcribed in test_transcriptions.py
+    *("fedavgm", "fedadagrad", "fedadam_corrected", "fedyogi", "reference_FedAdam"),  # server steps as `fedadam`'s
 }
 """Lines that a line of the same kind stands for; all of them are transcribed, or compared in closed form, elsewhere."""
-LATER = SUMS | ALIKE
+HELD = {
+    "SL": "all of fedhyper",
+    "scaffold": "scaffold+fedexp",
+    "fednova": "fednova+G",
+    "fedsls": "line search that gives up",
+    "median": "clipped+median",
+}
+"""Methods, and the line that holds each together with another."""
+LATER = SUMS | ALIKE | set(HELD)
 KINDS = (
     *("all of fedhyper", "plateau_global", "fathom", "delta_sgd", "line search that gives up"),
     *("scaffold+fedexp", "fedcm", "fedadam", "server_dog", "clipped", "reference_FULL", "CL, per client"),
@@ -71,6 +80,7 @@ def test_every_method_and_option_is_in_the_table():
     assert taken - set(VALUES) - set(STATIC) - CHOICES == set()
     assert (set(VALUES) - {"local_rate"} | set(STATIC) | CHOICES) - taken == set()
     assert {part for name in COMPOSITIONS if "+" in name for part in parse_method(name.split(",")[0])} <= set(METHODS)
+    assert not set(HELD.values()) & LATER
 
 
 # ------------------------------------------------------------------------------------------------ types and records

@@ -174,7 +174,7 @@ def test_changing_the_imports_of_a_model_changes_no_result():
 def test_dtypes_are_those_of_flax():
     x = normal(0, *IMAGES).astype(jnp.bfloat16)
     for case in ("conv", "norm"):
-        for settings in ({}, {"dtype": jnp.bfloat16}, {"dtype": jnp.float32}):
+        for settings in ({}, {"dtype": jnp.bfloat16}):
             ours, theirs = (factory(**settings) for factory in CASES[case][0])
             params = jax.jit(theirs.init)(jax.random.key(0), x)
             y, expected = jax.jit(lambda p, x, both=(ours, theirs): [layer.apply(p, x) for layer in both])(params, x)
