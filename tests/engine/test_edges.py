@@ -195,7 +195,7 @@ def test_evaluation_counts_in_float32(dtype):
 
 
 def test_sweeps_vary_whatever_the_factory_does_with_a_setting(key, federation):
-    """A server optimizer's own rate is no part of the state, and yet it is swept: steps from one Δ are as long as it."""
+    """A server optimizer's own rate is no part of the state, and yet it is swept: steps from one Δ go by it."""
 
     def make(server_rate):
         return fedavg(logistic_loss, work=WORK, local_rate=0.1, server_optimizer=optax.sgd(server_rate))

@@ -63,7 +63,7 @@ def test_updates_side_by_side_cross_the_devices():
         assert_close((divided.states, divided.infos), (whole.states, whole.infos), 1e-9)
 
 
-@pytest.mark.product  # toys have rows; the probe has the rest; and test_launch.py compares a run with that of one device
+@pytest.mark.product  # toys have rows, the probe has the rest, and test_launch.py compares a run with that of one
 @pytest.mark.parametrize("work", [pytest.param(WORK[0], id="epochs"), product(WORK[1], id="steps")])
 @pytest.mark.parametrize(("inner", "devices"), [INNER[2], *(product(*case) for case in INNER[:2])])
 def test_devices_change_nothing(federation, inner, devices, work):

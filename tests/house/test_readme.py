@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fedhyper_jax import data, models
+from fedhyper_jax.shell import bench
 from fedhyper_jax.shell.bench import jobs
 from tests.helpers import product, without_pictures
 
@@ -153,6 +154,8 @@ def test_the_shell_commands(command, a_run, tmp_path, monkeypatch):
         arguments.remove("cnn")  # (jobs of networks: test_bench.py)
         few = jobs.JOBS["mlp"]._replace(build=functools.partial(jobs._mlp, clients=20))
         monkeypatch.setitem(jobs.JOBS, "mlp", few)
+        ceiling = functools.partial(bench.matrix_product_ceiling, sizes=[64], repeats=2)
+        monkeypatch.setitem(bench.measure.__globals__, "matrix_product_ceiling", ceiling)
         arguments += ["--cohort-size", "2"]
     if arguments[0] == "compare":
         if "fashion_mnist" in arguments:

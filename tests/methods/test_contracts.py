@@ -41,7 +41,9 @@ SUMS = {
 }
 """Compositions whose parts keep their contracts one by one, each in a line of its own: here with ``make test-all``."""
 ALIKE = {
-    *("decay_local", "plateau_local"),  # the rules of `decay_global` and `plateau_global`, at the other rate
+    # tables and plateaus are rules of either rate, and `plateau_global` is of their kind
+    *("decay_global", "decay_local", "plateau_local"),
+    "server_mechanic",  # as `server_dog`; both equal optax's in test_known_mistakes.py
     *("reference_G", "reference_GM", "reference_CL", "reference_SL"),  # each a part of `reference_FULL`
     *("fedavg, uniform, equal steps", "bounds as pairs"),  # test_round.py has them as data; a transcription, uniform
     "fedadam+G, applied",  # transcribed in test_transcriptions.py
@@ -49,7 +51,9 @@ ALIKE = {
 }
 """Lines that a line of the same kind stands for; all of them are transcribed, or compared in closed form, elsewhere."""
 HELD = {
+    "G": "all of fedhyper",
     "SL": "all of fedhyper",
+    "CL": "all of fedhyper",
     "scaffold": "scaffold+fedexp",
     "fednova": "fednova+G",
     "fedsls": "line search that gives up",
@@ -62,6 +66,8 @@ KINDS = (
     *("scaffold+fedexp", "fedcm", "fedadam", "server_dog", "clipped", "reference_FULL", "CL, per client"),
 )
 """A line of each door: rules of either rate and of clients, terms, evaluation elsewhere, server steps, aggregators."""
+TERMS = ("fedprox", "fednova+G", "feddyn", "mime_lite")
+"""And a line of each term that those lack."""
 
 
 @pytest.fixture(scope="module", params=cases(LINES, later=LATER))
@@ -118,6 +124,8 @@ def types_are_kept(bench, params):
     assert {rate.dtype for rate in rates_seen} == {jnp.dtype(jnp.float32)}
 
 
+# Rules of rates and server steps are held to it one by one in test_rules.py; here every term is.
+@pytest.mark.parametrize("bench", cases(LINES, later=set(LINES) - {*KINDS, *TERMS}), indirect=True)
 def test_mixed_dtypes_are_kept(bench, request):
     """Finds a leaf that took the type of another."""
     if bench.line.not_mixed:

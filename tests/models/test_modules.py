@@ -161,6 +161,7 @@ def trained(net, params, batches):
     return jax.jit(jax.vmap(client, (None, 0)))(params, batches)
 
 
+@pytest.mark.product  # the guide (layers.md) has a whole network; gradients are compared layer by layer above
 def test_changing_the_imports_of_a_model_changes_no_result():
     ours, theirs = Net(models), Net(linen)
     batches = normal(0, 2, 3, 2, 6, 6, 3)  # clients, steps, batch, image
