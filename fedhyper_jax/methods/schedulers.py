@@ -356,8 +356,9 @@ def fedhyper(
       >>> def loss_fn(w, batch): return 0.5 * ((w - batch["x"]) ** 2).sum(axis=1)
       >>> algorithm = fedhyper(loss_fn, "G", work=local_steps(1, batch_size=1), local_rate=0.1)
       >>> state, key = algorithm.init(jax.numpy.zeros(1)), jax.random.key(0)
+      >>> round_fn = jax.jit(algorithm.round)
       >>> for _ in range(2):
-      ...     state, info = algorithm.round(key, state, Cohort(data=data, client_ids=np.arange(2)))
+      ...     state, info = round_fn(key, state, Cohort(data=data, client_ids=np.arange(2)))
       >>> round(float(info.global_rate), 4)  # Δ = 0.1 · 2 = 0.2, then 0.1 · 1.8: 1 + 0.18 · 0.2
       1.036
 

@@ -62,9 +62,10 @@ def train(
 
     Example:
       >>> import tempfile
-      >>> from fedhyper_jax.shell.config import SimulationConfig
+      >>> from fedhyper_jax.shell.config import ModelConfig, SimulationConfig
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     config = RunConfig(run=SimulationConfig(rounds=3, strategy="sequential", out=folder))
+      ...     settings = SimulationConfig(rounds=3, strategy="sequential", out=folder)
+      ...     config = RunConfig(model=ModelConfig(name="logistic"), run=settings)
       ...     summary = train(config)
       ...     again = train(config, resume=True)  # nothing is left to do
       >>> summary["status"], summary["rounds"], again == summary

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedhyper_jax import fedavg, simulate
+from fedhyper_jax import fedavg
 from fedhyper_jax.data import (
     Recipe,
     client_batches,
@@ -19,7 +19,7 @@ from fedhyper_jax.data import (
 )
 from fedhyper_jax.models import logistic
 from fedhyper_jax.tasks.losses import cross_entropy
-from tests.helpers import product
+from tests.helpers import play, product
 
 SMALL = {"num_features": 4, "num_classes": 3, "median_examples": 6.0, "max_examples": 30}
 
@@ -37,12 +37,12 @@ def stored(data):
 def test_a_run_equals_one_on_the_stored_examples(key, work):
     data, model = procedural_logistic(12, **SMALL), logistic(3)
     algorithm = fedavg(cross_entropy(model), work=work, local_rate=0.1, strategy="sequential")
-    ends = []
+    ends, cohorts = [], ([3, 0, 7], [2, 3, 11])
+    params = model.init(jax.random.key(3), jnp.zeros((1, 4)))
     for federation in (data, stored(data)):
-        state = algorithm.init(model.init(jax.random.key(3), jnp.zeros((1, 4))))
-        ends.append(simulate(algorithm, key, state, federation, rounds=2, cohort_size=5))
+        ends.append(play(algorithm, key, federation, cohorts, params))
     chex.assert_trees_all_close(*ends, rtol=1e-5, atol=1e-6)
-    assert float(ends[0][1].info.examples[0]) > 0
+    assert float(ends[0][1][0].examples) > 0
 
 
 def test_sizes_are_log_normal_clipped_and_counted():

@@ -269,7 +269,8 @@ def test_the_simulator_warns_of_a_users_model(recwarn):
 
         for rounds in lengths:
             algorithm = fedavg(loss_fn, work=local_steps(2, batch_size=4), local_rate=0.1)
-            simulate(algorithm, jax.random.key(0), algorithm.init(params), clients, rounds=rounds, cohort_size=2)
+            state, settings = algorithm.init(params), {"rounds": rounds, "cohort_size": 2}
+            jax.eval_shape(lambda s: simulate(algorithm, jax.random.key(0), s, clients, **settings), state)  # noqa: B023
 
     plain = linen.Conv(32, (3, 3))
     params = jax.jit(plain.init)(jax.random.key(0), examples["x"])

@@ -11,6 +11,7 @@ from flax import nnx
 
 import fedhyper_jax as fh
 from fedhyper_jax import data, losses, models
+from tests.helpers import product
 
 RATE, STEPS, ROUNDS = 0.5, 3, 2
 CLIENTS = data.pack({"x": np.zeros((4, 1), np.float32)}, [[0], [1, 2], [3]])
@@ -27,22 +28,20 @@ def fold(key, *numbers):
     return key
 
 
-def test_the_key_is_of_run_round_client_and_step(key):
+@pytest.mark.parametrize("strategy", ["vectorized", product("chunked(2)")])
+def test_the_key_is_of_run_round_client_and_step(key, strategy):
     """Δ_m = β Σ_k noise(key_{t,m,k}), with keys as jax.random folds them."""
-    for strategy in ("vectorized", "chunked(2)"):
-        algorithm = fh.fedavg(
-            noise, work=fh.local_steps(STEPS, 2), local_rate=RATE, weighting="uniform", strategy=strategy
-        )
-        state, expected = algorithm.init(0.0), 0.0
-        state, _ = fh.simulate(algorithm, key, state, CLIENTS, rounds=ROUNDS, cohort_size=3)
-        for number in range(ROUNDS):
-            clients_key = jax.random.split(fold(key, number))[1]
-            draws = [
-                [jax.random.normal(fold(clients_key, m, 3, k)) for k in range(STEPS)] for m in range(CLIENTS.population)
-            ]
-            assert len(np.unique(draws)) == CLIENTS.population * STEPS
-            expected -= RATE * np.sum(draws, axis=1).mean()
-        np.testing.assert_allclose(state.params, expected, rtol=1e-5)
+    algorithm = fh.fedavg(noise, work=fh.local_steps(STEPS, 2), local_rate=RATE, weighting="uniform", strategy=strategy)
+    state, expected = algorithm.init(0.0), 0.0
+    state, _ = fh.simulate(algorithm, key, state, CLIENTS, rounds=ROUNDS, cohort_size=3)
+    for number in range(ROUNDS):
+        clients_key = jax.random.split(fold(key, number))[1]
+        draws = [
+            [jax.random.normal(fold(clients_key, m, 3, k)) for k in range(STEPS)] for m in range(CLIENTS.population)
+        ]
+        assert len(np.unique(draws)) == CLIENTS.population * STEPS
+        expected -= RATE * np.sum(draws, axis=1).mean()
+    np.testing.assert_allclose(state.params, expected, rtol=1e-5)
 
 
 def test_full_gradients_draw_numbers_of_their_own(key):

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedhyper_jax import cohort, data, fedavg, make_method, simulate, sweep
+from fedhyper_jax import cohort, data, fedavg, make_method, parts, simulate, sweep
 from fedhyper_jax.engine.strategies import Assignment, Slots, parse_strategy, sharded
 from fedhyper_jax.shell.compare import compare
 from fedhyper_jax.shell.presets import preset_config
 from tests.bench import Bench
 from tests.compare import assert_close
 from tests.engine import toys
-from tests.engine.test_probes import PROBES, Probe
+from tests.engine.test_probes import Probe
 from tests.helpers import logistic_loss, logistic_params, product
 
 WORK = [data.local_epochs(2, 8), data.local_steps(5, 8)]
@@ -45,13 +45,25 @@ def test_toys_on_several_devices(inner, devices, toy):
 
 
 def test_updates_side_by_side_cross_the_devices():
-    """The probe with everything: a median, failures, rounds taken back."""
-    probe = Probe(PROBES["robust, unreliable, guarded"])
+    """A median, failures, rounds taken back."""
+    probe = Probe(
+        {
+            "work": data.local_steps(3, batch_size=4),
+            "global_rate": parts.rates.scheduled(1.0),
+            "local_rate": parts.rates.scheduled(0.05),
+            "aggregator": parts.aggregators.clipped(parts.aggregators.median(), 0.3),
+            "failure_model": parts.failures.dropout(0.1, 0.2),
+            "guard": parts.guards.rollback(1.02),
+        }
+    )
     with jax.enable_x64(True):
-        whole, divided = (Bench(probe, strategy=s) for s in ("vectorized", sharded("sequential", mesh(4))))
+        whole, divided = (Bench(probe, strategy=s) for s in ("sequential", sharded("sequential", mesh(4))))
+    for happened in ("not_started", "lost", "taken_back"):
+        assert sum(int(getattr(info, happened)) for info in whole.infos) > 0
         assert_close((divided.states, divided.infos), (whole.states, whole.infos), 1e-9)
 
 
+@pytest.mark.product  # toys have rows, the probe has the rest, and test_launch.py compares a run with that of one
 @pytest.mark.parametrize("work", [pytest.param(WORK[0], id="epochs"), product(WORK[1], id="steps")])
 @pytest.mark.parametrize(("inner", "devices"), [INNER[2], *(product(*case) for case in INNER[:2])])
 def test_devices_change_nothing(federation, inner, devices, work):

@@ -195,6 +195,7 @@ def test_a_round_at_rate_zero_moves_nothing(pair, name):
 
 def test_warm_ups_from_zero_are_taken_and_others_told_what_helps():
     for schedule in (optax.linear_schedule(0.0, 0.1, 5), optax.warmup_cosine_decay_schedule(0.0, 0.1, 5, 50)):
-        assert float(fedavg(loss_fn, **{**COMMON, "local_rate": schedule}).init(0.0).local_rate.rate) == 0
+        settings = {**COMMON, "local_rate": schedule, "schedule_rounds": 60}
+        assert float(fedavg(loss_fn, **settings).init(0.0).local_rate.rate) == 0
     with pytest.raises(ValueError, match="where the schedule of local_rate starts, which is 0; start it above 0"):
         fedhyper(loss_fn, "CL", **{**COMMON, "local_rate": optax.linear_schedule(0.0, 0.1, 5)})

@@ -126,7 +126,7 @@ def test_no_host_inside_a_round(federation, strategy):
 
 def test_compiled_rounds_run_without_the_host(federation):
     """Where nothing may be sent to or fetched from a device."""
-    rounds, arguments = rounds_of("chunked(2)", jax.device_put(federation))
+    rounds, arguments = rounds_of("sequential", jax.device_put(federation))
     rounds = jax.jit(rounds)
     before = jax.block_until_ready(rounds(*arguments))
     with jax.transfer_guard("disallow"):

@@ -13,6 +13,10 @@ JOINED = ("extending.md",)
 """Pages whose snippets build on each other."""
 
 
+SEQUENTIAL = ('strategy="chunked(10)"', 'strategy="sequential"')
+"""The one is the other ten clients at a time (test_strategies.py), and compiles half as fast."""
+
+
 def snippets_of(page):
     found = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)
     return ["\n".join(found)] if page.name in JOINED else found
@@ -28,7 +32,7 @@ def test_snippet(page, snippet):
         assert np.isfinite(np.array(losses, float)).all() and len(losses) == 3
         return
     names = {}
-    exec(compile(snippet, page, "exec"), names)
+    exec(compile(snippet.replace(*SEQUENTIAL), page, "exec"), names)
     if "history" in names:
         assert np.isfinite(names["history"].info.client_loss).all()
 

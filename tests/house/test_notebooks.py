@@ -25,18 +25,24 @@ def test_pairs_are_in_step(path):
 
 
 SHORTER = """
+import fedhyper_jax
 from fedhyper_jax.shell import presets
 
 def shorter(name, command, *, whole=presets.preset_config):
     import dataclasses
     config = whole(name, command)
-    grid = dataclasses.replace(config.compare, methods=("fedavg", "G+CL"), seeds=2)
-    run = dataclasses.replace(config.run, rounds=6, strategy="sequential")
-    return dataclasses.replace(config, compare=grid, run=run)
+    data = dataclasses.replace(config.data, evaluate_clients=False)
+    grid = dataclasses.replace(config.compare, methods=("SL",), seeds=2)
+    run = dataclasses.replace(config.run, rounds=4, strategy="sequential")
+    return dataclasses.replace(config, data=data, compare=grid, run=run)
 
-presets.preset_config = shorter
+def one_round(*arguments, whole=fedhyper_jax.sweep, **settings):
+    return whole(*arguments, **{**settings, "rounds": 1})
+
+presets.preset_config, fedhyper_jax.sweep = shorter, one_round
 """
-"""What is run before the first cell: the comparison that `make demo` and `make test-all` run whole, cut short."""
+"""What is run before the first cell: the comparison that `make demo` and `make test-all` run whole, cut short, and one
+round of the sweep."""
 
 
 # jupyter_client and its event loop are not ours to mend.

@@ -1,5 +1,7 @@
 """Every snippet of the README runs, and does what the text around it says."""
 
+import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -12,7 +14,9 @@ import numpy as np
 import pytest
 
 from fedhyper_jax import data, models
-from tests.helpers import without_pictures
+from fedhyper_jax.shell import bench
+from fedhyper_jax.shell.bench import jobs
+from tests.helpers import product, without_pictures
 
 README = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
 RESULTS = pathlib.Path(__file__).parents[2] / "experiments" / "results"
@@ -77,19 +81,60 @@ def test_the_optax_example():
 QUICK = ["--rounds", "2", "--strategy", "sequential", "--no-evaluate-clients", "--quiet"]
 
 
+RESUMED = "fedhyper run --data digits --method G+CL --local-rate 0.01"
+"""The command whose folder the README resumes, and plots."""
+
+
 @pytest.fixture(scope="module")
 def a_run(tmp_path_factory):
-    """The folder of a run that the README names, or plots."""
+    """That folder."""
     from fedhyper_jax.shell.cli import main
 
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         without_pictures(patch)
-        assert main(["run", "--local-rate", "0.01", "--model", "logistic", *QUICK, "--out", str(folder)]) == 0
+        assert main([*RESUMED.split()[1:], "--model", "logistic", *QUICK, "--out", str(folder)]) == 0
     return folder
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "fedhyper"], ids=" ".join)
+def test_what_is_resumed_is_run():
+    assert RESUMED.split() in COMMANDS
+
+
+TRAINED = {
+    "scaffold+fedexp": "test_table.py trains three methods that are joined, with an option of each",
+    "char_lstm": "test_tasks.py trains one on text",
+    "--rollback": "test_deployment.py trains with clients that fail, and with rounds that are taken back",
+    "compare": "test_cli.py compares",
+}
+"""What tells the commands apart that train with `make test-all` only, and what stands for them."""
+
+
+def fedhyper_commands():
+    for command in COMMANDS:
+        if command[0] == "fedhyper" and command != RESUMED.split():
+            yield (product if set(command) & set(TRAINED) else pytest.param)(command, id=" ".join(command))
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if set(c) & set(TRAINED)], ids=" ".join)
+def test_the_commands_that_train_can(command):
+    """They name what there is, and it goes together: up to the first state."""
+    from fedhyper_jax.shell.arguments import CompareArguments, RunArguments, parse_settings
+    from fedhyper_jax.shell.experiment import build_experiment
+
+    kind = {"run": RunArguments, "compare": CompareArguments}[command[1]]
+    parsed, _ = parse_settings(command[1], kind, command[2:])
+    config = parsed.settings
+    if config.data.name == "fashion_mnist":
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, name="digits"))
+    experiment = build_experiment(config)
+    for method in config.compare.methods if command[1] == "compare" else [config.method.name]:
+        algorithm = experiment.make_algorithm(method, 0.1)
+        state = jax.eval_shape(lambda init=algorithm.init: init(experiment.start(0)[0]))
+        assert jax.tree.leaves(state.params)
+
+
+@pytest.mark.parametrize("command", list(fedhyper_commands()))
 def test_the_shell_commands(command, a_run, tmp_path, monkeypatch):
     """With few rounds and rates, in a folder of their own; flags given again override the first."""
     from fedhyper_jax.shell.cli import main
@@ -106,7 +151,12 @@ def test_the_shell_commands(command, a_run, tmp_path, monkeypatch):
     if arguments[0] == "bench":
         arguments += ["--methods", "fedavg", "--rounds", "1", "--repeats", "1", "--processes", "1"]
         arguments += ["--strategy", "sequential"]
-        arguments.remove("cnn")
+        arguments.remove("cnn")  # (jobs of networks: test_bench.py)
+        few = jobs.JOBS["mlp"]._replace(build=functools.partial(jobs._mlp, clients=20))
+        monkeypatch.setitem(jobs.JOBS, "mlp", few)
+        ceiling = functools.partial(bench.matrix_product_ceiling, sizes=[64], repeats=2)
+        monkeypatch.setitem(bench.measure.__globals__, "matrix_product_ceiling", ceiling)
+        arguments += ["--cohort-size", "2"]
     if arguments[0] == "compare":
         if "fashion_mnist" in arguments:
             arguments[arguments.index("fashion_mnist")] = "digits"  # the real files: tests/test_fashion_mnist.py

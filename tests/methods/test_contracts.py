@@ -36,23 +36,38 @@ def wide():
 
 
 SUMS = {
-    *("fedprox+G", "fednova+G", "fednova+fedprox", "fathom+CL", "feddyn+SL", "delta_sgd+fedprox", "fedcm+fedyogi"),
-    *("scaffold+SL, momentum", "mime_lite+G", "fedadam+G", "clipped+median", "G+SL+CL", "fedprox+scaffold"),
+    *("fedprox+G", "fednova+fedprox", "fathom+CL", "feddyn+SL", "delta_sgd+fedprox", "fedcm+fedyogi"),
+    *("scaffold+SL, momentum", "mime_lite+G", "fedadam+G", "G+SL+CL", "fedprox+scaffold"),
 }
 """Compositions whose parts keep their contracts one by one, each in a line of its own: here with ``make test-all``."""
 ALIKE = {
-    *("decay_local", "plateau_local"),  # the rules of `decay_global` and `plateau_global`, at the other rate
+    # tables and plateaus are rules of either rate, and `plateau_global` is of their kind
+    *("decay_global", "decay_local", "plateau_local"),
+    "server_mechanic",  # as `server_dog`; both equal optax's in test_known_mistakes.py
     *("reference_G", "reference_GM", "reference_CL", "reference_SL"),  # each a part of `reference_FULL`
     *("fedavg, uniform, equal steps", "bounds as pairs"),  # test_round.py has them as data; a transcription, uniform
     "fedadam+G, applied",  # transcribed in test_transcriptions.py
+    *("fedavgm", "fedadagrad", "fedadam_corrected", "fedyogi", "reference_FedAdam"),  # server steps as `fedadam`'s
 }
 """Lines that a line of the same kind stands for; all of them are transcribed, or compared in closed form, elsewhere."""
-LATER = SUMS | ALIKE
+HELD = {
+    "G": "all of fedhyper",
+    "SL": "all of fedhyper",
+    "CL": "all of fedhyper",
+    "scaffold": "scaffold+fedexp",
+    "fednova": "fednova+G",
+    "fedsls": "line search that gives up",
+    "median": "clipped+median",
+}
+"""Methods, and the line that holds each together with another."""
+LATER = SUMS | ALIKE | set(HELD)
 KINDS = (
     *("all of fedhyper", "plateau_global", "fathom", "delta_sgd", "line search that gives up"),
     *("scaffold+fedexp", "fedcm", "fedadam", "server_dog", "clipped", "reference_FULL", "CL, per client"),
 )
 """A line of each door: rules of either rate and of clients, terms, evaluation elsewhere, server steps, aggregators."""
+TERMS = ("fedprox", "fednova+G", "feddyn", "mime_lite")
+"""And a line of each term that those lack."""
 
 
 @pytest.fixture(scope="module", params=cases(LINES, later=LATER))
@@ -71,6 +86,7 @@ def test_every_method_and_option_is_in_the_table():
     assert taken - set(VALUES) - set(STATIC) - CHOICES == set()
     assert (set(VALUES) - {"local_rate"} | set(STATIC) | CHOICES) - taken == set()
     assert {part for name in COMPOSITIONS if "+" in name for part in parse_method(name.split(",")[0])} <= set(METHODS)
+    assert not set(HELD.values()) & LATER
 
 
 # ------------------------------------------------------------------------------------------------ types and records
@@ -108,6 +124,8 @@ def types_are_kept(bench, params):
     assert {rate.dtype for rate in rates_seen} == {jnp.dtype(jnp.float32)}
 
 
+# Rules of rates and server steps are held to it one by one in test_rules.py; here every term is.
+@pytest.mark.parametrize("bench", cases(LINES, later=set(LINES) - {*KINDS, *TERMS}), indirect=True)
 def test_mixed_dtypes_are_kept(bench, request):
     """Finds a leaf that took the type of another."""
     if bench.line.not_mixed:

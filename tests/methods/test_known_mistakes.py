@@ -3,6 +3,9 @@
 Two losses do for nearly all of it. Of the *linear* one a row is the gradient itself, wherever w is, so that every
 pseudo-gradient of a run can be prescribed; the data may change from round to round. Of the *quadratic* one a row is
 (curvature, centre). Clients are lists of rows, one row an example.
+
+Rounds run one operation at a time (strategy 'debug'), which with such clients is quicker than to compile each; that the
+compiled ones do the same, `test_contracts.py` transcribes.
 """
 
 import math
@@ -40,14 +43,13 @@ def quadratic(w, batch):
 
 def play(name, rounds, *, loss=linear, cohorts=None, w0=(0.0,), work=ONE_STEP, local_rate=1.0, **settings):
     """One round for each federation in ``rounds``; the states after the rounds and the records, stacked."""
-    algorithm = make_method(name, loss, work=work, local_rate=local_rate, **settings)
-    round_fn = jax.jit(algorithm.round)
+    algorithm = make_method(name, loss, work=work, local_rate=local_rate, strategy="debug", **settings)
     state, states, infos = algorithm.init(jnp.asarray(w0)), [], []
     for t, clients in enumerate(rounds):
         ends = np.cumsum([len(rows) for rows in clients])
         data = pack({"x": np.concatenate(clients).astype(float)}, np.split(np.arange(ends[-1]), ends[:-1]))
         ids = np.arange(len(clients)) if cohorts is None else np.asarray(cohorts[t])
-        state, info = round_fn(jax.random.key(0), state, Cohort(data=data, client_ids=ids))
+        state, info = algorithm.round(jax.random.key(0), state, Cohort(data=data, client_ids=ids))
         states.append(state)
         infos.append(info)
     return tuple(jax.tree.map(lambda *leaves: np.stack(leaves), *items) for items in (states, infos))
@@ -78,7 +80,6 @@ def test_fedavg_weighs_clients_by_examples():
     close(states.params, [[-5.0]])
 
 
-@TRANSCRIBED
 def test_fedavgm_is_not_dampened():
     """Mistake: m ← μ m + (1−μ) Δ, or Nesterov's step.
 
@@ -88,7 +89,6 @@ def test_fedavgm_is_not_dampened():
     close(states.params[:, 0], [-1, -2.5, -3.25])
 
 
-@TRANSCRIBED
 def test_fedadagrad_has_its_adaptivity_outside_the_root_and_starts_at_zero():
     """Mistake: τ inside the root, as optax has it; an accumulator that starts at 0.1; one that decays.
 
@@ -98,7 +98,6 @@ def test_fedadagrad_has_its_adaptivity_outside_the_root_and_starts_at_zero():
     close(states.params[:, 0], [-3 / 4, -3 / 4 - 2 / 3])
 
 
-@TRANSCRIBED
 @pytest.mark.parametrize(
     ("name", "steps"), [("fedadam", [1, 3 / 4]), ("fedadam_corrected", [2 / 3, 3 / 4 * 4 * math.sqrt(7) / 15])]
 )
@@ -113,7 +112,6 @@ def test_fedadam_corrects_its_bias_only_where_it_says_so(name, steps):
     close(states.params[:, 0], -np.cumsum(steps))
 
 
-@TRANSCRIBED
 def test_fedyogi_lets_its_second_moment_shrink():
     """Mistake: the sign reversed, which makes v negative at once; v that only grows; FedAdam's v.
 

@@ -11,7 +11,7 @@ from jax import lax
 
 from fedhyper_jax import losses, metrics
 from fedhyper_jax.models import MODELS, char_lstm, cnn, from_linen, logistic, make_model, mlp, networks, resnet18
-from tests.helpers import cases
+from tests.helpers import cases, product
 
 IMAGES = (2, 28, 28, 1)
 TEXT = (2, 7)
@@ -62,7 +62,7 @@ def stage(inputs, outputs):
     return 9 * inputs * outputs + 3 * 9 * outputs**2 + 4 * norms(outputs) + shortcut
 
 
-@pytest.mark.parametrize("width", [4, 64])
+@pytest.mark.parametrize("width", [product(4), 64])
 def test_parameters_of_resnet18(width):
     model, images = resnet18(10, width=width), jnp.zeros((2, 32, 32, 3))
     params = jax.eval_shape(model.init, jax.random.key(0), images)
@@ -136,7 +136,7 @@ def test_vmapped_init_for_a_sweep_over_seeds(name):
 IMAGE_MODELS = [name for name in MODELS if name != "char_lstm"]
 
 
-@pytest.mark.parametrize("name", IMAGE_MODELS)
+@pytest.mark.parametrize("name", cases(IMAGE_MODELS, later=SLOW))
 def test_parameters_follow_the_inputs_dtype(name):
     model = small(name)[0]
     with jax.enable_x64(True):
@@ -225,23 +225,33 @@ def test_gradients_are_finite_and_reach_every_parameter(name):
     assert all(jnp.isfinite(leaf).all() and leaf.any() for leaf in jax.tree.leaves(gradient))
 
 
-def test_the_loss_of_a_sequence_is_the_mean_over_its_positions():
+@pytest.fixture(scope="module")
+def of_text():
+    """A model of text and its parameters."""
     model = small("char_lstm")[0]
+    return model, initialised(model, TEXT, jnp.int32)
+
+
+def test_the_loss_of_a_sequence_is_the_mean_over_its_positions(of_text):
+    model, params = of_text
     text = jnp.asarray(np.random.default_rng(0).integers(0, 10, (3, 8)))
     batch = {"x": text[:, :-1], "y": text[:, 1:]}
-    params = jax.jit(model.init)(jax.random.key(0), text)
-    logits = jax.jit(model.apply)(params, batch["x"])
+
+    @jax.jit
+    def all_of(params, batch):
+        measured = metrics.classification(model)(params, batch)
+        return model.apply(params, batch["x"]), losses.cross_entropy(model)(params, batch), measured
+
+    logits, loss, values = all_of(params, batch)
     expected = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["y"][..., None], 2)[..., 0].mean(1)
-    np.testing.assert_allclose(jax.jit(losses.cross_entropy(model))(params, batch), expected, rtol=1e-5)
-    values = jax.jit(metrics.classification(model))(params, batch)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(values["loss"], expected, rtol=1e-5)
     np.testing.assert_allclose(values["accuracy"], (logits.argmax(-1) == batch["y"]).mean(1), rtol=1e-6)
 
 
-def test_later_characters_change_no_earlier_logits():
-    model = small("char_lstm")[0]
-    text = jnp.arange(7)[None] % 10
-    params, apply = jax.jit(model.init)(jax.random.key(0), text), jax.jit(model.apply)
+def test_later_characters_change_no_earlier_logits(of_text):
+    model, params = of_text
+    text, apply = jnp.arange(7)[None] % 10, jax.jit(model.apply)
     changed = apply(params, text.at[0, 4].set(9)) != apply(params, text)
     assert not changed[0, :4].any() and changed[0, 4:].any(-1).all()
 

@@ -111,6 +111,7 @@ def test_a_toml_integer_beyond_float_is_refused(tmp_path, capsys):
     assert "data.alpha must be a number" in refusal(capsys, "run", "--config", tmp_path / "c.toml")
 
 
+@pytest.mark.product  # test_report.py, from records
 def test_two_evaluations_do_not_tell_rounds_to_target(tmp_path, capsys):
     """An accuracy above the target may not be reported as "never reached"."""
     grid = ["--methods", "fedavg", "--local-rates", "0.1", "--seeds", "1", "--target", "0.001"]

@@ -31,26 +31,29 @@ def test_adapted_rates_gain_from_a_rate_too_small_and_diverge_from_one_too_large
     params = model.init(jax.random.key(0), federation.examples["x"][:1])
     loss_fn, work = losses.cross_entropy(model), fh.local_steps(20, batch_size=32, with_replacement=True)
 
-    def accuracy(method):
-        def make(local_rate):
-            settings = {"work": work, "local_rate": local_rate, "strategy": "chunked(5)"}
-            return fh.fedhyper(loss_fn, method, **settings) if method else fh.fedavg(loss_fn, **settings)
+    def make(local_rate, server, client):
+        """One program: with hyper-rates of zero it is FedAvg, bit for bit (test_round.py)."""
+        hyper_rate = {"SL": server, "CL": client}
+        settings = {"work": work, "local_rate": local_rate, "hyper_rate": hyper_rate, "strategy": "sequential"}
+        return fh.fedhyper(loss_fn, "SL+CL", **settings)
 
-        _, history = fh.sweep(
-            make,
-            {"local_rate": jnp.array(RATES)},
-            jax.random.key(0)[None],
-            jax.tree.map(lambda p: p[None], params),
-            federation,
-            rounds=12,
-            cohort_size=5,
-            evaluate=fh.make_evaluation(metrics.classification(model), batch_size=1000),
-            evaluation_data=fh.EvaluationData(test=jax.tree.map(jnp.asarray, fashion_mnist.test)),
-            eval_every=12,
-        )
-        return history.evaluation["test_accuracy"][:, 0, -1]
-
-    fedavg, server, client = accuracy(None), accuracy("SL"), accuracy("CL")
+    _, history = fh.sweep(
+        make,
+        {
+            "local_rate": jnp.array(RATES * 3),
+            "server": jnp.array([0.0, 0, 1, 1, 0, 0]),
+            "client": jnp.array([0.0, 0, 0, 0, 1, 1]),
+        },
+        jax.random.key(0)[None],
+        jax.tree.map(lambda p: p[None], params),
+        federation,
+        rounds=12,
+        cohort_size=5,
+        evaluate=fh.make_evaluation(metrics.classification(model), batch_size=1000),
+        evaluation_data=fh.EvaluationData(test=jax.tree.map(jnp.asarray, fashion_mnist.test)),
+        eval_every=12,
+    )
+    fedavg, server, client = history.evaluation["test_accuracy"][:, 0, -1].reshape(3, 2)
     assert np.all(np.stack([server, client])[:, 0] > fedavg[0] + 0.05)
     assert client[1] < fedavg[1] - 0.15
     assert fedavg[1] > 0.6

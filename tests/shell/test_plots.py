@@ -17,18 +17,6 @@ def names(paths):
     return {path.stem for path in paths}
 
 
-def test_plots_of_a_run_come_back_from_its_records(run_folder):
-    before = sorted(path.name for path in (run_folder / "plots").iterdir())
-    for path in (run_folder / "plots").iterdir():
-        path.unlink()
-    assert names(plot_folder(run_folder)) == RUN_PLOTS
-    assert sorted(path.name for path in (run_folder / "plots").iterdir()) == before
-
-
-def test_plots_of_a_comparison(compare_folder):
-    assert names(plot_folder(compare_folder)) == {"overview", "rate_0.02", "rate_0.5"}
-
-
 def bare(**fields):
     keys = ("accuracy", "global_rate", "local_rate", "client_rate_min", "client_rate_median", "client_rate_max")
     nothing = dict.fromkeys((*keys, "inner_product", "global_clipped_share", "local_clipped_share"))
@@ -59,9 +47,9 @@ def test_a_killed_comparison_and_an_unknown_method_can_be_drawn(tmp_path):
     assert names(plot_folder(tmp_path)) == {"overview", "rate_0.1"}
 
 
-def test_a_configuration_of_another_version_does_not_hinder(run_folder, tmp_path):
+def test_a_configuration_of_another_version_does_not_hinder(tmp_path):
     (tmp_path / "config.toml").write_text('command = "run"\n[later]\nkey = 1\n')
-    (tmp_path / "metrics.jsonl").write_text((run_folder / "metrics.jsonl").read_text())
+    append_records(tmp_path, evaluated_every(1, 3))
     assert names(plot_folder(tmp_path)) == RUN_PLOTS
 
 
@@ -80,6 +68,23 @@ def evaluated_every(every, rounds, **labels):
         {**bare(round=t), **labels, **rates, **updates, "accuracy": 0.5 if (t + 1) % every == 0 else None}
         for t in range(rounds)
     ]
+
+
+def test_plots_of_a_run_come_from_its_records(tmp_path):
+    """test_readme.py draws those of a real run."""
+    prepare_folder(tmp_path, RunConfig())
+    append_records(tmp_path, evaluated_every(1, 3))
+    assert names(plot_folder(tmp_path)) == RUN_PLOTS == {path.stem for path in (tmp_path / "plots").iterdir()}
+
+
+def test_plots_of_a_comparison(tmp_path):
+    prepare_folder(tmp_path, CompareConfig())
+    for method in ("fedavg", "SL"):
+        for rate in (0.02, 0.5):
+            for seed in (0, 1):
+                labels = {"method": method, "initial_local_rate": rate, "seed": seed}
+                append_records(tmp_path, evaluated_every(1, 4, **labels))
+    assert names(plot_folder(tmp_path)) == {"overview", "rate_0.02", "rate_0.5"}
 
 
 @pytest.mark.parametrize("method", ["G+SL", "G+CL", "fedavg", "decay_local", "fedexp"])
