@@ -127,9 +127,10 @@ def seen_gain(before, after, predicted) -> Array:
 def adapt_to_gains(state: SharedRate, gains: Gains, settings: ShareSettings, failed) -> SharedRate:
     """The rate after K steps; ``failed``: whether they came to no finite result. η = 0 moves and refuses nothing.
 
-    Steps are taken back whose loss by curvature, P − A, is no less than 1 − ρ*/6 of what was predicted, and those that
-    gain no more than ``smallest_gain`` of E where curvature takes as much. Both are tolerated up to ``tolerance`` times
-    P̄, and steps that were predicted to lose, once a share above its target has shown the rate not to be far too large.
+    Steps are taken back that keep no more than a sixth of the target share of what was predicted, or gain no more than
+    ``smallest_gain`` of E: steps that are far too large descend a lot each and get nowhere together. Where one sequence
+    of steps scatters, as with a ``tolerance``, the curvature must have done it: P − A is beyond so many times P̄, once a
+    share above its target has shown the rate not to be far too large.
     """
     memory = jnp.where(state.predicted != 0, settings.memory, 0)  # the first ones stand alone
     mean_slope = memory * state.predicted + (1 - memory) * gains.predicted / state.rate
@@ -144,9 +145,9 @@ def adapt_to_gains(state: SharedRate, gains: Gains, settings: ShareSettings, fai
     tolerance = jnp.where(state.found, settings.tolerance, 0)
     tolerated = tolerance * (jnp.abs(expected) + 2 * jnp.maximum(-gains.predicted, 0))
     little = settings.smallest_gain * gains.descent
-    bends_back = ~(bent < (1 - target / 6) * gains.predicted + tolerated)
-    gains_little = ~(gains.gain > little) & ~(bent < little + tolerated)
-    fails_now = (bends_back | gains_little) & ~_nothing_moved(gains)
+    keeps_little = ~(bent < (1 - target / 6) * gains.predicted + tolerated)
+    gains_little = ~(gains.gain > little) & ~((bent < little + tolerated) & (tolerance > 0))
+    fails_now = (keeps_little | gains_little) & ~_nothing_moved(gains)
     acts = settings.hyper_rate > 0
     fails = (fails_now | failed) & acts
 

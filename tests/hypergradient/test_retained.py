@@ -95,7 +95,8 @@ def transcription(rate, *, window, target_share=0.45, hyper_rate=0.5, memory=0.9
         tolerated = tolerance * (abs(expected) + 2 * max(-predicted, 0)) if found else 0.0
         bent = predicted - gain
         back = bent >= (1 - target / 6) * predicted + tolerated
-        if back or (gain <= 0.05 * descent and bent >= 0.05 * descent + tolerated):
+        strict = not (found and tolerance)
+        if back or (gain <= 0.05 * descent and (strict or bent >= 0.05 * descent + tolerated)):
             ceiling, rate, w = rate / 2, rate * (0.5 if found else 0.1), origin
             path[-1] = (path[-1][0], w)
             verdicts.append(True)

@@ -106,7 +106,7 @@ def run(
         share = gain / predicted if predicted > 0 else 0.0
         expected = used * smooth[0]
         bent = predicted - gain >= (1 - target / 6) * predicted
-        little = gain <= smallest_gain * descent <= predicted - gain
+        little = gain <= smallest_gain * descent
         if bent or little or failed >= 0.5:
             beta = used * (0.5 if found else 0.1)
             ceiling, alpha, back = used / 2, max(alpha / 2, 1 / 3), True
