@@ -8,7 +8,8 @@ arrays, so they change at every step, differ per client, are swept under ``vmap`
     own through `federated_algorithm`.
   * Runs: `simulate` (one scan), `run` (host loop with callbacks), `sweep` (a grid of rates and seeds in one program);
     on a CPU, `use_all_cores` first. `load_run` reads what a command left.
-  * Optax transforms: `scale_by_hypergradient`, `track_hypergradient`, `scale_by_local_hypergradient`.
+  * Optax transforms: `scale_by_hypergradient`, `track_hypergradient`, `scale_by_local_hypergradient`,
+    `scale_by_retained_gain`.
   * Parts: `rates` (rules of either rate), `client_rules`, `terms`, `server_optimizers`, `aggregators`, `failures`,
     `guards`, `participation`; their contracts stand in `parts.contract`.
   * Modules: `methods` (the table of them), `data`, `models`, `losses`, `metrics`, `evaluation`, `cohort`.
@@ -39,7 +40,9 @@ from fedhyper_jax.hypergradient import (
     local_rate,
     scale_by_hypergradient,
     scale_by_local_hypergradient,
+    scale_by_retained_gain,
     track_hypergradient,
+    window_starts,
 )
 from fedhyper_jax.methods import make_method, method_by_name
 from fedhyper_jax.methods.families import *  # noqa: F403
@@ -103,6 +106,7 @@ __all__ = [
     "run",
     "scale_by_hypergradient",
     "scale_by_local_hypergradient",
+    "scale_by_retained_gain",
     "server_optimizers",
     "simulate",
     "sweep",
@@ -110,6 +114,7 @@ __all__ = [
     "track_hypergradient",
     "use_all_cores",
     "use_compilation_cache",  # noqa: F405 (see __getattr__)
+    "window_starts",
 ]
 __all__ += methods.families.__all__  # every method by its name
 

@@ -1,12 +1,13 @@
-"""Hypergradient learning rates: one pure rule and three optax transforms on it. Needs jax and optax only."""
+"""Hypergradient learning rates: two pure rules and four optax transforms on them. Needs jax and optax only."""
 
-from fedhyper_jax.hypergradient._accessors import global_rate, local_rate
+from fedhyper_jax.hypergradient._accessors import global_rate, local_rate, window_starts
 from fedhyper_jax.hypergradient._client import (
     LocalHypergradientState,
     local_pipeline,
     local_transform,
     scale_by_local_hypergradient,
 )
+from fedhyper_jax.hypergradient._retained import RetainedGainState, scale_by_retained_gain
 from fedhyper_jax.hypergradient._rule import (
     Adaptation,
     AdaptiveRate,
@@ -29,6 +30,7 @@ __all__ = [
     "AdaptiveRate",
     "HypergradientState",
     "LocalHypergradientState",
+    "RetainedGainState",
     "TrackedHypergradientState",
     "adapt",
     "adaptive_rate",
@@ -42,5 +44,7 @@ __all__ = [
     "ratio",
     "scale_by_hypergradient",
     "scale_by_local_hypergradient",
+    "scale_by_retained_gain",
     "track_hypergradient",
+    "window_starts",
 ]

@@ -4,14 +4,15 @@ from collections.abc import Hashable
 
 import jax
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from fedhyper_jax.hypergradient._client import LocalHypergradientState
+from fedhyper_jax.hypergradient._retained import RetainedGainState
 from fedhyper_jax.hypergradient._server import HypergradientState, TrackedHypergradientState
 
 
 def global_rate(state: optax.OptState, label: Hashable = None) -> Float[Array, ""]:
-    """The rate of the one `scale_by_hypergradient` in an optax state, however deep in chains.
+    """The rate of the one `scale_by_hypergradient` or `scale_by_retained_gain` in an optax state, however deep.
 
     Args:
       state: the state of any optax transform around it.
@@ -29,7 +30,22 @@ def global_rate(state: optax.OptState, label: Hashable = None) -> Float[Array, "
       >>> {label: round(float(global_rate(state, label)), 6) for label in groups}
       {'slow': 0.1, 'fast': 0.5}
     """
-    return _find(state, label, HypergradientState, transforms="scale_by_hypergradient").rate
+    types = (HypergradientState, RetainedGainState)
+    return _find(state, label, types, transforms="scale_by_hypergradient or scale_by_retained_gain").rate
+
+
+def window_starts(state: optax.OptState) -> Bool[Array, ""]:
+    """Whether the next update begins a window of the one `scale_by_retained_gain` in an optax state.
+
+    Raises: as `global_rate`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fedhyper_jax.hypergradient import scale_by_retained_gain
+      >>> bool(window_starts(scale_by_retained_gain().init(jnp.zeros(2))))
+      True
+    """
+    return _find(state, None, RetainedGainState, transforms="scale_by_retained_gain").step == 0
 
 
 def local_rate(state: optax.OptState, label: Hashable = None) -> Float[Array, ""]:

@@ -13,7 +13,7 @@ __all__ = ["retained_gain"]
 @method(
     title="Retained gain",
     kind="FedHyper",
-    equation="log β^{t+1} = log β^t + η (logit ρ − logit ρ*), ρ = Σ p_m (f_m(w) − f_m(w_m)) / Σ p_m ⟨∇f_m(w), Δ_m⟩; "
+    equation="log β^{t+1} = log β^t + η (A − ρ* P)/P̄, A = Σ p_m (f_m(w) − f_m(w_m)), P = Σ p_m ⟨∇f_m(w), Δ_m⟩; "
     "α ← clip(α exp(κ cos(Δ^t, Δ^{t-1})))",
     state="the average of w, d numbers",
     communication="5 numbers up",
@@ -25,7 +25,7 @@ def retained_gain(
     *,
     target_share=0.35,
     coherence_power=0.2,
-    share_rate=0.5,
+    share_rate=2.0,
     global_hyper_rate=0.2,
     global_range: tuple = (1 / 3, 3.0),
     start: str = "measured",

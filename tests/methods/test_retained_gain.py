@@ -82,7 +82,7 @@ FAR_TOO_LARGE = {"start": "given", "local_rate": 300.0}
 @pytest.mark.parametrize(
     ("settings", "taken_back"),
     [
-        ({}, [14, 21]),
+        ({}, [16, 21]),
         (FAR_TOO_LARGE, [0, 1, 2, 16, 21]),
         ({"target_share": 0.5, "coherence_power": 0.4, "share_rate": 1.0, "global_hyper_rate": 0.7}, None),
     ],
@@ -211,7 +211,7 @@ def test_a_round_in_which_nobody_is_finite_moves_the_rate_alone(round_fn):
 
     after, info = one_round([3, 6])  # 9/14
     assert (int(info.participants), int(info.left_out), int(info.taken_back)) == (2, 2, 1)
-    assert 0.1 <= float(after.local_rate.rate) <= 0.5
+    assert float(after.local_rate.rate) == pytest.approx(0.1, rel=1e-12)
     assert_identical(after.params, state.params)
 
 
@@ -269,7 +269,7 @@ def test_several_steps_with_noise_on_a_parabola():
     gain = curvature / 2 * ((1 - q**2) * distance**2 - variance + 2 * c * noise**2)
     predicted = curvature * ((1 - q) * distance**2 + c * noise**2)
     assert float(info.retained_share) == pytest.approx(gain / predicted, rel=0.05)  # so many clients, so much noise
-    assert float(state.local_rate.averages.predicted) == pytest.approx(predicted, rel=0.05)
+    assert float(rate * state.local_rate.predicted) == pytest.approx(predicted, rel=0.05)
 
 
 # ------------------------------------------------------------------------------------------------ with others

@@ -22,16 +22,10 @@ class Record(NamedTuple):
     ceiling: float  # C after the round
 
 
-def logit(share):
-    share = min(max(share, 1e-4), 1 - 1e-4)
-    return np.log(share / (1 - share))
-
-
-def share_and_target(gain, predicted, steps, target_share, power):
-    """ρ and ρ* of the means A, P and E."""
-    share = gain / predicted if predicted > 0 else 0.0
-    coherence = predicted / steps if predicted > 0 and steps > 0 else 1.0
-    return share, min(max(target_share * min(coherence, 5.0) ** -power, 0.02), 0.9)
+def target_share_of(predicted, descent, target_share, power):
+    """ρ* of the averages of P and E."""
+    coherence = predicted / descent if predicted > 0 and descent > 0 else 1.0
+    return min(max(target_share * min(coherence, 5.0) ** -power, 0.02), 0.9)
 
 
 def cosine(a, b):
@@ -71,7 +65,7 @@ def run(
     start="measured",
     target_share=0.35,
     coherence_power=0.2,
-    share_rate=0.5,
+    share_rate=2.0,
     global_hyper_rate=0.2,
     memory=0.6,
     growth=1.3,
@@ -81,7 +75,7 @@ def run(
 ):
     """All rounds; `sizes[m]` weighs client m."""
     alpha, beta, ceiling = 1.0, local_rate, np.inf
-    previous, averages, measured, records = np.zeros_like(w), None, start == "given", []
+    previous, slopes, found, measured, records = np.zeros_like(w), None, False, start == "given", []
 
     for cohort, drawn in zip(cohorts, batches, strict=True):
         weights = np.array([sizes[client] for client in cohort], np.float64)
@@ -105,16 +99,22 @@ def run(
             look = np.average([look for _, look in present], axis=0, weights=weights[finite])
         else:
             update, look = np.zeros_like(w), np.zeros(3)
-        share, target = share_and_target(*look, target_share, coherence_power)
-        if share <= target / 6 or look[0] <= smallest_gain * look[2] or failed >= 0.5:
-            beta = used * min(max(np.exp(logit(share) - logit(target)), 0.1), 0.5)
+        gain, predicted, descent = look
+        new = look[1:] / used
+        smooth = new if slopes is None else memory * slopes + (1 - memory) * new
+        target = target_share_of(*smooth, target_share, coherence_power)
+        share = gain / predicted if predicted > 0 else 0.0
+        expected = used * smooth[0]
+        bent = predicted - gain >= (1 - target / 6) * predicted
+        little = gain <= smallest_gain * descent
+        if bent or little or failed >= 0.5:
+            beta = used * (0.5 if found else 0.1)
             ceiling, alpha, back = used / 2, max(alpha / 2, 1 / 3), True
         else:
-            alone = averages is None or share > 2.5 * target or 2.5 * share < target
-            averages = look if alone else memory * averages + (1 - memory) * look
-            smooth, goal = share_and_target(*averages, target_share, coherence_power)
+            slopes, found = smooth, found or share > target
             fastest = growth**2 if share > 0.85 else growth
-            beta = used * min(max(np.exp(share_rate * (logit(smooth) - logit(goal))), 0.1), fastest)
+            surplus = (gain - target * predicted) / expected if expected > 0 else 0.0
+            beta = used * min(max(np.exp(share_rate * surplus), 0.5), fastest)
             ceiling *= ceiling_growth
             beta = min(beta, ceiling)
             alpha = min(max(alpha * np.exp(global_hyper_rate * cosine(update, previous)), 1 / 3), 3.0)
