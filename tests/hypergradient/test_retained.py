@@ -137,7 +137,7 @@ def test_one_step_on_a_parabola():
     def parabola(w, batch):
         return curvature * (w["a"][0] - batch) ** 2 / 2
 
-    params, (state, _) = train(sgd(window=1, hyper_rate=1.0), loss=parabola, data=jnp.asarray([1.0, -1.0] * 150))
+    _, (state, _) = train(sgd(window=1, hyper_rate=1.0), loss=parabola, data=jnp.asarray([1.0, -1.0] * 150))
     assert float(state.rate[-1]) == pytest.approx(2 * (1 - 0.45) / curvature, rel=1e-3)
     before = np.append(0.25 / curvature, state.rate[:-1])
     np.testing.assert_allclose(state.share, 1 - before * curvature / 2, rtol=1e-9)
@@ -169,7 +169,7 @@ def test_any_start_comes_near_the_least_squares():
     residual = Y - design @ np.linalg.lstsq(design, Y, rcond=None)[0]
     data = batches(2000)
     for rate in (None, 1e-5, 1e-2, 1.0, 1e3):
-        params, (state, _) = train(sgd(rate), data=data)
+        params, _ = train(sgd(rate), data=data)
         tail = jax.tree.map(lambda leaf: leaf[1000:].mean(axis=0), params)
         excess = float(loss_fn(tail, {"x": X, "y": Y})) / (np.mean(residual**2) / 2)
         assert excess < 1.1, (rate, excess)
