@@ -146,6 +146,7 @@ METHOD_LINES = {
     "mime_lite": line("mime_lite"),
     "delta_sgd": line("delta_sgd"),
     "fedsps": line("fedsps", floats=_POLYAK),
+    "ngn": line("ngn", floats=_POLYAK),
     "fedsls": line("fedsls", floats=_SEARCHED),
     "median": line("median"),
     "clipped": line("clipped"),

@@ -5,7 +5,7 @@ from fedhyper_jax.methods.pieces import Pieces
 from fedhyper_jax.methods.values import method
 from fedhyper_jax.parts import client_rules
 
-__all__ = ["delta_sgd", "fedsls", "fedsps"]
+__all__ = ["delta_sgd", "fedsls", "fedsps", "ngn"]
 
 
 @method(
@@ -64,6 +64,34 @@ def fedsps(*, polyak_scale=0.5, lower_bound=0.0) -> Pieces:
     """
     _validate.positive(polyak_scale=polyak_scale)
     rule = client_rules.polyak(polyak_scale, lower_bound)
+    return Pieces(client_rule=lambda start: rule)
+
+
+@method(
+    title="NGN",
+    kind="client step",
+    equation="β_k = β / (1 + β ‖g‖² / (2 (F − ℓ*)))",
+    source="Orvieto, Xiao, 2024, arXiv 2407.04358 (its step on each client)",
+    note="local_rate is its σ, 1 by default; no federated version is published",
+    local_rate=1.0,
+)
+def ngn(*, lower_bound=0.0) -> Pieces:
+    r"""NGN on the clients: Gauss-Newton steps of √(F − ℓ*), soft where FedSPS has a cap. Settings as of `fedavg`.
+
+    ``local_rate``, 1 by default, is σ, to which the steps tend where gradients are small beside the loss.
+
+    Args:
+      lower_bound: ℓ*, a lower bound of the minibatch losses; 0 for cross-entropy and squared errors.
+
+    Example:
+      >>> from fedhyper_jax.data import local_steps
+      >>> def loss_fn(w, batch): return (w - batch["x"]) ** 2
+      >>> algorithm = ngn(loss_fn, work=local_steps(5, batch_size=1))
+
+    Reference:
+      See `client_rules.ngn`.
+    """
+    rule = client_rules.ngn(lower_bound)
     return Pieces(client_rule=lambda start: rule)
 
 

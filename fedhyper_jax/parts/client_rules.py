@@ -193,6 +193,45 @@ def polyak(scale=0.5, lower_bound=0.0) -> ClientRule:
     )
 
 
+def ngn(lower_bound=0.0) -> ClientRule:
+    r"""NGN: the Gauss-Newton step of √(F − ℓ*), which no broadcast rate makes longer than Polyak's.
+
+    .. math:: \beta_k = \frac{\beta}{1 + \beta \|\nabla F(w_k; \xi_k)\|^2 / (2 (F(w_k; \xi_k) - \ell^*))}
+
+    It is β where β is small, and (F − ℓ*) / (‖g‖²/2) where it is large; the broadcast β is the paper's σ.
+
+    Args:
+      lower_bound: ℓ*, a lower bound of the minibatch losses, 0 in the paper. A loss below it makes a step of 0.
+
+    Reference:
+      Orvieto, Xiao, `An Adaptive Stochastic Gradient Method with Non-negative Gauss-Newton Stepsizes
+      <https://arxiv.org/abs/2407.04358>`_, 2024.
+    """
+    _validate.finite(lower_bound=lower_bound)
+
+    def transform(lower_bound, cap, facts):
+        del facts
+
+        def update_fn(updates, state, params=None, *, value, gradient, **extra_args):
+            del params, extra_args
+            gap = 2 * jnp.maximum(value - lower_bound, 0)
+            squared_norm = _tree.inner_product(gradient, gradient)
+            denominator = gap + cap * squared_norm
+            rate = jnp.where(denominator > 0, cap * gap / jnp.where(denominator > 0, denominator, 1), cap)
+            state = StepSizeState(rate.astype(cap.dtype), state.update_count + 1, state.clipped_count)
+            return _tree.scale(updates, state.rate), state
+
+        return optax.GradientTransformationExtraArgs(lambda params: _fresh(cap, params), update_fn)
+
+    return ClientRule(
+        init=lambda params: jnp.asarray(lower_bound, _tree.accumulator_dtype(params)),
+        transform=transform,
+        report=_counted,
+        plain_sgd_only="the NGN step is the length of a step along the gradient",
+        bounded_below_only="the NGN step compares the local objective with its lower bound",
+    )
+
+
 class ArmijoSettings(NamedTuple):
     """Settings of `armijo`."""
 

@@ -140,9 +140,10 @@ What has no meaning together is refused, and the message says why:
   updates; `median` and `clipped` with `fedexp`, `fednova` or `feddyn`, which presume a mean;
 - `scaffold`, `fednova` and `fedcm` with `mime_lite` or an adaptive client optimizer: they take a client's mean gradient
   from how far it went, which needs steps along gradients;
-- `delta_sgd`, `fedsps` and `fedsls` with `mime_lite` or a client optimizer: they find the length of a step along the
-  gradient;
-- `fedsps` with `scaffold`, `feddyn` or `fedcm`: these add a linear term, and the objective has no lower bound then;
+- `delta_sgd`, `fedsps`, `ngn` and `fedsls` with `mime_lite` or a client optimizer: they find the length of a step along
+  the gradient;
+- `fedsps` and `ngn` with `scaffold`, `feddyn` or `fedcm`: these add a linear term, and the objective has no lower bound
+  then;
 - methods of the authors' code with any but those of kind “client drift”: they fix both rates and the server's step.
 """
 

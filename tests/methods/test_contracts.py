@@ -326,6 +326,7 @@ TRANSCRIPTIONS = {
     "mime_lite": ("mimelite", {}),
     "delta_sgd": ("delta_sgd", _DELTA_SGD),
     "fedsps": ("fedsps", {"sps_c": "polyak_scale", "sps_lstar": "lower_bound"}),
+    "ngn": ("ngn", {"ngn_lstar": "lower_bound"}),
     "G+SL+CL": ("fedhyper_cl", {**_G, **_SL, **_CL}),
     "fedprox+G": ("fedprox", {"mu": "proximal_weight", **_G}),
     "scaffold+fedexp": ("scaffold", {**_FEDEXP, **_UNIFORM}),

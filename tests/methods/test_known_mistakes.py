@@ -556,6 +556,25 @@ def test_fedsps_divides_the_gap_by_the_squared_gradient(options, rate):
     close(states.params, [[3 - 12 * rate]])
 
 
+@pytest.mark.parametrize(
+    ("options", "rate"),
+    [
+        ({}, 1 / 5),  # σ/(1 + σL)
+        ({"local_rate": 1e6}, 1e6 / (1 + 4e6)),  # Polyak's F/(g²/2) = 1/L
+        ({"lower_bound": 9.0}, 1 / 9),  # 1/(1 + 12²/(2 (18 − 9)))
+        ({"lower_bound": 20.0}, 0.0),
+    ],
+)
+def test_ngn_divides_sigma_by_one_and_what_it_would_overshoot(options, rate):
+    """Mistake: F for 2F; no lower bound; a step against the gradient where the loss is below it.
+
+    L = 4, minimum 0 at 0, w = 3: F = 18, g = 12.
+    """
+    states, infos = play("ngn", [[[[4, 0]]]], loss=quadratic, w0=(3.0,), **options)
+    close(infos.client_rate_max, [rate])
+    close(states.params, [[3 - 12 * rate]])
+
+
 @pytest.mark.parametrize(("decrease", "found"), [(0.1, 0.75**3), (0.5, 0.75**5)])
 def test_fedsls_takes_the_longest_step_that_decreases_enough(decrease, found):
     """Mistake: c left out, or with ‖g‖; the first step too long; searches that start over, or never do.
@@ -676,6 +695,8 @@ STEP_LENGTH = "step along the gradient"
         ("CL", {"local_bounds": "absolute", "local_rate": 0.01}, "outside the absolute bounds.*'relative'"),
         ("delta_sgd", {"client_optimizer": MOMENTUM}, f"{STEP_LENGTH}: leave client_optimizer out"),
         ("fedsps", {"client_optimizer": MOMENTUM}, f"{STEP_LENGTH}: leave client_optimizer out"),
+        ("ngn", {"client_optimizer": MOMENTUM}, f"{STEP_LENGTH}: leave client_optimizer out"),
+        ("fedcm+ngn", {}, "lower bound, but client_momentum adds a linear term"),
         ("fedsls", {"client_optimizer": optax.adam(1.0)}, f"{STEP_LENGTH}: leave client_optimizer out"),
         ("mime_lite+delta_sgd", {}, f"{STEP_LENGTH}, but frozen_optimizer changes the direction"),
         ("scaffold+fedsps", {"population": 2}, "lower bound, but control_variates adds a linear term"),

@@ -34,7 +34,7 @@ CLIENT_OPTIMIZERS = ("sgd", "momentum")
 GLOBAL_RATES = ("constant", "G", "fedexp")
 SERVER_LOCAL_RATES = ("constant", "SL", "fathom")
 RATE_STARTS = ("broadcast", "warm", "per_client")
-CLIENT_RATES = ("constant", "CL", "delta_sgd", "sps", "sls")
+CLIENT_RATES = ("constant", "CL", "delta_sgd", "sps", "ngn", "sls")
 CORRECTIONS = ("prox", "scaffold", "feddyn", "fedcm", "mimelite")
 AGGREGATIONS = ("mean", "fednova", "feddyn")
 RHO = 0.9  # momentum of the client optimizer "momentum"
@@ -57,8 +57,8 @@ class Settings:
         rate_start: what a client's β is at the first step: the server's ("broadcast"), the server's which is the last
             cohort's weighted mean of final rates ("warm"), or the client's own last one ("per_client").
         client_rate: "constant", "CL" (`kappa_client`, `local_bounds`, `global_weight`: None for 1/K_m), "delta_sgd"
-            (`delta_gamma`, `delta_delta`), "sps" (`sps_c`, `sps_lstar`), "sls" (`sls_c`, `sls_shrink`, `sls_trials`,
-            `sls_fallback`). For the last two β is the upper bound γ_b, or the first trial of every step.
+            (`delta_gamma`, `delta_delta`), "sps" (`sps_c`, `sps_lstar`), "ngn" (`ngn_lstar`), "sls" (`sls_c`,
+            `sls_shrink`, `sls_trials`, `sls_fallback`). For the last three β is the upper bound γ_b, σ, or the first trial of every step.
         local_bounds: None for (β^0/10, 10 β^0).
         scaffold_weights: of c_i in c: 1/N ("uniform") or n_i/Σ_all n ("examples").
         corrections: any of CORRECTIONS; "prox" (`mu`) combines with all, the others exclude one another. `cm_a`;
@@ -103,6 +103,7 @@ class Settings:
     delta_delta: float = 0.1
     sps_c: float = 0.5
     sps_lstar: float = 0.0
+    ngn_lstar: float = 0.0
     sls_c: float = 0.1
     sls_shrink: float = 0.9
     sls_trials: int = 100
@@ -165,6 +166,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "mimelite": {"corrections": ("mimelite",)},
     "delta_sgd": {"client_rate": "delta_sgd"},
     "fedsps": {"client_rate": "sps"},
+    "ngn": {"client_rate": "ngn"},
     "fedsls": {"client_rate": "sls"},
     "fedhyper_g": {"global_rate": "G"},
     "fedhyper_sl": {"server_local_rate": "SL"},
@@ -312,6 +314,14 @@ def sps_rate(value: float, g: Vector, lstar: float, c: float, upper: float) -> f
     return upper if square == 0.0 else min((value - lstar) / (c * square), upper)
 
 
+def ngn_rate(gap: float, g: Vector, sigma: float) -> float:
+    """NGN, eq. (2) of the paper: η = σ / (1 + σ‖g‖² / (2f)) with f = F(w; batch) − l*; 0 where f ≤ 0 but g is not."""
+    square = inner(g, g)
+    if square == 0.0:
+        return sigma
+    return sigma / (1.0 + sigma * square / (2.0 * gap)) if gap > 0.0 else 0.0
+
+
 def armijo_rate(
     value: Callable[[Vector], float], w: Vector, g: Vector, start: float, c: float, shrink: float, trials: int,
     fallback: float,
@@ -390,6 +400,8 @@ def train_client(
             rate, theta = delta_sgd_rate(rate, theta, x - previous_x, change, s.delta_gamma, s.delta_delta)
         elif s.client_rate == "sps":
             rate = sps_rate(objective(x, rows), g, s.sps_lstar, s.sps_c, start)
+        elif s.client_rate == "ngn":
+            rate = ngn_rate(objective(x, rows) - s.ngn_lstar, g, start)
         elif s.client_rate == "sls":
             rate = armijo_rate(
                 lambda point, rows=rows: objective(point, rows), x, g, start, s.sls_c, s.sls_shrink, s.sls_trials,

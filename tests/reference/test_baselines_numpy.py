@@ -422,6 +422,18 @@ def test_sps_on_a_quadratic():
     close(record.rates[0], [6 / 32])
 
 
+def test_ngn_on_a_quadratic():
+    # f = a x²/2 and g = a x: ‖g‖²/(2f) = a, so σ/(1 + σa): 0.8/4.2 for a = 4, whatever x; of what is left 1 − 4η
+    record = one_client(quadratic([4.0], [[1.0]]), 1, 2, w0=[3.0], method="ngn", beta=0.8)[0]
+    close(record.rates[0], [0.8 / 4.2, 0.8 / 4.2])
+    close(record.w, [1 + 2 * (1 - 3.2 / 4.2) ** 2])
+    # l* = 2: f = 8 − 2 and ‖g‖² = 64
+    record = one_client(quadratic([4.0], [[1.0]]), 1, 1, w0=[3.0], method="ngn", beta=0.8, ngn_lstar=2.0)[0]
+    close(record.rates[0], [0.8 / (1 + 0.8 * 64 / 12)])
+    record = one_client(quadratic([4.0], [[1.0]]), 1, 1, w0=[3.0], method="ngn", beta=0.8, ngn_lstar=9.0)[0]
+    close(record.rates[0], [0.0])
+
+
 def test_sls_on_a_quadratic():
     # F(w − ηg) ≤ F − cη g² ⟺ η ≤ 2(1 − c)/a = 0.45 for a = 4. From 1: 0.9^7 = 0.478, 0.9^8 = 0.4305
     record = one_client(quadratic([4.0], [[0.0]]), 1, 3, w0=[3.0], method="fedsls", beta=1.0)[0]
@@ -533,6 +545,7 @@ NEUTRAL = {
     "fedhyper_cl": {"kappa_client": 0.0},
     "fedsps": {"sps_c": 1e-12},
     "fedsls": {"sls_c": -1e12},
+    "ngn": {"ngn_lstar": -1e15},
     "delta_sgd": {"delta_delta": 0.0, "delta_gamma": 1e12},
 }
 
