@@ -205,6 +205,7 @@ def measure(name: str, seeds: Sequence[int], *, starts: bool = True) -> dict[str
         "seeds": list(seeds),
         "tuned": {"rates": {rate: value[0] for rate, value in best.items()}, "accuracy": reference.tolist()},
         "tuned, average": averaged.tolist(),
+        "grid": [None if np.isnan(value) else float(value) for value in tuned],  # as `tuning` has its pairs
         "retained_gain": measured.tolist(),
         "retained_gain, last": last.tolist(),
         "cells": cells,
@@ -212,6 +213,27 @@ def measure(name: str, seeds: Sequence[int], *, starts: bool = True) -> dict[str
 
 
 # ------------------------------------------------------------------------------------------------ pages and pictures
+
+
+def one_for_all(results: dict[str, Any]) -> list[str]:
+    """The pair of rates of FedAvg that loses least against each task's own best pair, in the mean over tasks."""
+    grids = np.array([[0.0 if value is None else value for value in result["grid"]] for result in results.values()])
+    lost = grids.max(axis=1, keepdims=True) - grids
+    pairs = grid(TUNING["local_rate"], TUNING["global_rate"])
+    place = int(lost.mean(axis=0).argmin())
+    lines = [
+        "## One pair of rates for all tasks",
+        "",
+        f"FedAvg with (α, β) = ({pairs['global_rate'][place]:.2g}, {pairs['local_rate'][place]:.2g}), the pair of the "
+        "grid that loses least in the mean over these tasks, against the best pair of each (last iterate, on the "
+        "seeds of the tuning):",
+        "",
+        "| task | best pair | this pair | points lost |",
+        "|---|---|---|---|",
+    ]
+    for result, values, losses_ in zip(results.values(), grids, lost, strict=True):
+        lines.append(f"| {result['title']} | {values.max():.1f} | {values[place]:.1f} | {losses_[place]:.1f} |")
+    return [*lines, ""]
 
 
 def worst(cells: np.ndarray) -> float:
@@ -256,6 +278,7 @@ def page(results: dict[str, Any], command: str) -> str:
         )
     lines += [
         "",
+        *one_for_all(results),
         f"## From {starts} starts",
         "",
         f"α⁰ of {', '.join(map(str, GLOBAL_RATES))} (FedAdam: a tenth of it; FedExP has none) and β⁰ of "

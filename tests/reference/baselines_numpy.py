@@ -58,7 +58,8 @@ class Settings:
             cohort's weighted mean of final rates ("warm"), or the client's own last one ("per_client").
         client_rate: "constant", "CL" (`kappa_client`, `local_bounds`, `global_weight`: None for 1/K_m), "delta_sgd"
             (`delta_gamma`, `delta_delta`), "sps" (`sps_c`, `sps_lstar`), "ngn" (`ngn_lstar`), "sls" (`sls_c`,
-            `sls_shrink`, `sls_trials`, `sls_fallback`). For the last three β is the upper bound γ_b, σ, or the first trial of every step.
+            `sls_shrink`, `sls_trials`, `sls_fallback`). For the last three β is the upper bound γ_b, σ,
+            or the first trial of every step.
         local_bounds: None for (β^0/10, 10 β^0).
         scaffold_weights: of c_i in c: 1/N ("uniform") or n_i/Σ_all n ("examples").
         corrections: any of CORRECTIONS; "prox" (`mu`) combines with all, the others exclude one another. `cm_a`;
