@@ -1,5 +1,6 @@
 """Hypergradient learning rates: two pure rules and four optax transforms on them. Needs jax and optax only."""
 
+from fedhyper_jax.hypergradient import share
 from fedhyper_jax.hypergradient._accessors import global_rate, local_rate, window_starts
 from fedhyper_jax.hypergradient._client import (
     LocalHypergradientState,
@@ -45,6 +46,7 @@ __all__ = [
     "scale_by_hypergradient",
     "scale_by_local_hypergradient",
     "scale_by_retained_gain",
+    "share",
     "track_hypergradient",
     "window_starts",
 ]

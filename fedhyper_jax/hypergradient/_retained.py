@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fedhyper_jax import _tree, _validate
 from fedhyper_jax.base import Params, PyTree
-from fedhyper_jax.hypergradient import _arguments, _share
+from fedhyper_jax.hypergradient import _arguments, share
 
 _FIRST_MOVE = 1e-3  # of (1 + ‖w‖), where the loss has no curvature to tell a rate by
 
@@ -33,7 +33,7 @@ class RetainedGainState(NamedTuple):
     first_value: Float[Array, ""]  # shape=(), same dtype: f(w_0; ξ_0)
     first_params: PyTree  # w_0, like the parameters
     first_gradient: PyTree  # ∇f(w_0; ξ_0), like the parameters
-    settings: _share.ShareSettings  # arrays
+    settings: share.ShareSettings  # arrays
 
 
 def scale_by_retained_gain(
@@ -121,7 +121,7 @@ def scale_by_retained_gain(
         _validate.positive(initial_rate=initial_rate)
     _validate.positive(first_step=first_step)
     _validate.positive_integer(window=window)
-    given = _share.ShareSettings(
+    given = share.ShareSettings(
         target_share=target_share,
         coherence_power=coherence_power,
         coherence_limit=coherence_limit,
@@ -132,13 +132,13 @@ def scale_by_retained_gain(
         tolerance=tolerance,
         ceiling_growth=ceiling_growth,
     )
-    _share.check_settings(given)
+    share.check_settings(given)
 
     def init_fn(params: Params) -> RetainedGainState:
         dtype = _tree.accumulator_dtype(params)
         zero = jnp.zeros((), dtype)
         return RetainedGainState(
-            **_share.shared_rate(0.0 if initial_rate is None else initial_rate, dtype)._asdict(),
+            **share.shared_rate(0.0 if initial_rate is None else initial_rate, dtype)._asdict(),
             measured=jnp.asarray(initial_rate is not None),
             step=jnp.zeros((), jnp.int32),
             taken_back_count=jnp.zeros((), jnp.int32),
@@ -146,7 +146,7 @@ def scale_by_retained_gain(
             first_value=zero,
             first_params=jax.tree.map(jnp.asarray, params),
             first_gradient=optax.tree.zeros_like(params),
-            settings=_share.ShareSettings(*(jnp.asarray(number, dtype) for number in given)),
+            settings=share.ShareSettings(*(jnp.asarray(number, dtype) for number in given)),
         )
 
     def update_fn(updates, state, params=None, *, value_fn, value=None, gradient=None, **extra_args):
@@ -166,7 +166,7 @@ def scale_by_retained_gain(
             lambda: jnp.asarray(state.rate, dtype),
             lambda: _measured_rate(loss, params, gradient, updates, first_step, dtype),
         )
-        before = _share.of_state(state)._replace(rate=rate)
+        before = share.of_state(state)._replace(rate=rate)
 
         scaled = _tree.scale(updates, rate)
         moved = _tree.subtract(params, scaled)
@@ -175,11 +175,11 @@ def scale_by_retained_gain(
         finite = _tree.is_finite(moved)
         ends = (step == window) | ~finite
 
-        def judged() -> _share.SharedRate:
+        def judged() -> share.SharedRate:
             predicted = _tree.inner_product(first_gradient, _tree.subtract(first_params, moved)).astype(dtype)
-            gain = _share.seen_gain(first_value, loss(moved).astype(dtype), predicted)
-            gains = _share.Gains(gain, predicted, descent / step)
-            return _share.adapt_to_gains(before, gains, state.settings, ~finite)
+            gain = share.seen_gain(first_value, loss(moved).astype(dtype), predicted)
+            gains = share.Gains(gain, predicted, descent / step)
+            return share.adapt_to_gains(before, gains, state.settings, ~finite)
 
         after = jax.lax.cond(ends, judged, lambda: before)
         taken_back = ends & ~after.counts
@@ -223,8 +223,8 @@ def _loss_of_params(value_fn: Callable[..., Array], extra_args: dict) -> Callabl
 
 def _measured_rate(loss, params, gradient, direction, first_step, dtype) -> Array:
     """A rate along the direction of the first update."""
-    curvature = _share.curvature_along(jax.grad(loss), params, gradient, direction)
+    curvature = share.curvature_along(jax.grad(loss), params, gradient, direction)
     slope = _tree.inner_product(gradient, direction)
     careful = _FIRST_MOVE * (1 + _tree.norm(params)) / _tree.norm(direction)
     careful = jnp.where(jnp.isfinite(careful), careful, _FIRST_MOVE)
-    return _share.first_rate(slope, curvature, first_step, careful).astype(dtype)
+    return share.first_rate(slope, curvature, first_step, careful).astype(dtype)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from fedhyper_jax import _tree, _validate
 from fedhyper_jax.base import Params
-from fedhyper_jax.hypergradient import _share
+from fedhyper_jax.hypergradient import share
 from fedhyper_jax.parts.contract import ClientResult, Feedback, RateReport, RateRule
 
 __all__ = ["retained_gain"]
@@ -39,7 +39,7 @@ class RetainedGainState(NamedTuple):
     measured: Bool[Array, ""]  # whether the curvature at the start is known
     first_step: Float[Array, ""]
     given_rate: Float[Array, ""]
-    settings: _share.ShareSettings  # arrays
+    settings: share.ShareSettings  # arrays
 
 
 def retained_gain(
@@ -128,7 +128,7 @@ def retained_gain(
     """
     _validate.positive(**{name: initial_rate}, first_step=first_step)
     _validate.one_of(("measured", "given"), start=start)
-    given = _share.ShareSettings(
+    given = share.ShareSettings(
         target_share=target_share,
         coherence_power=coherence_power,
         coherence_limit=coherence_limit,
@@ -139,18 +139,18 @@ def retained_gain(
         tolerance=tolerance,
         ceiling_growth=ceiling_growth,
     )
-    _share.check_settings(given)
+    share.check_settings(given)
     measures = start == "measured"
 
     def init(params: Params) -> RetainedGainState:
         dtype = _tree.accumulator_dtype(params)
         given_rate = jnp.asarray(initial_rate, dtype)
         return RetainedGainState(
-            **_share.shared_rate(_rate_of_no_step(dtype) if measures else given_rate, dtype)._asdict(),
+            **share.shared_rate(_rate_of_no_step(dtype) if measures else given_rate, dtype)._asdict(),
             measured=jnp.asarray(not measures),
             first_step=jnp.asarray(first_step, dtype),
             given_rate=given_rate,
-            settings=_share.ShareSettings(*(jnp.asarray(value, dtype) for value in given)),
+            settings=share.ShareSettings(*(jnp.asarray(value, dtype) for value in given)),
         )
 
     return RateRule(
@@ -186,14 +186,14 @@ def _look_again(state: RetainedGainState, params: Params, result: ClientResult) 
     zero = jnp.zeros((), dtype)
 
     def curved() -> tuple[Array, Array]:
-        curvature = _share.curvature_along(jax.grad(loss), params, gradient, gradient)
+        curvature = share.curvature_along(jax.grad(loss), params, gradient, gradient)
         return _tree.inner_product(gradient, gradient).astype(dtype), curvature.astype(dtype)
 
     squared_norm, curvature = jax.lax.cond(state.measured, lambda: (zero, zero), curved)
     steps = jnp.maximum(result.num_steps, 1).astype(dtype)
     predicted = _tree.inner_product(gradient, result.displacement)
     return Look(
-        gain=_share.seen_gain(value, loss(_tree.subtract(params, result.displacement)), predicted),
+        gain=share.seen_gain(value, loss(_tree.subtract(params, result.displacement)), predicted),
         predicted=predicted,
         descent=result.rate_state.descent.astype(dtype) / steps,
         squared_norm=squared_norm,
@@ -214,13 +214,13 @@ def _update(state: RetainedGainState, feedback: Feedback) -> tuple[RetainedGainS
 
 def _measured(state: RetainedGainState, look: Look) -> RetainedGainState:
     """After a round that measured: the first rate."""
-    rate = _share.first_rate(look.squared_norm, look.curvature, state.first_step, state.given_rate)
+    rate = share.first_rate(look.squared_norm, look.curvature, state.first_step, state.given_rate)
     return state._replace(rate=rate, measured=jnp.ones_like(state.measured))
 
 
 def _adapted(state: RetainedGainState, look: Look, failed: Bool[Array, ""]) -> RetainedGainState:
-    gains = _share.Gains(look.gain, look.predicted, look.descent)
-    return state._replace(**_share.adapt_to_gains(_share.of_state(state), gains, state.settings, failed)._asdict())
+    gains = share.Gains(look.gain, look.predicted, look.descent)
+    return state._replace(**share.adapt_to_gains(share.of_state(state), gains, state.settings, failed)._asdict())
 
 
 def _refused(before: RetainedGainState, moved: RetainedGainState) -> RetainedGainState:
