@@ -116,11 +116,15 @@ RULES = {
             "coherence_power": (0.2, 0.4, 0.1),
             "coherence_limit": (1.5, 1.2, 1.8),
             "hyper_rate": (0.5, 1.0, 0.3),
-            "memory": (0.2, 0.1, 0.3),
+            "memory": (0.2, 0.8, 0.5),
             "growth": (1.3, 1.2, 1.1),
             "smallest_gain": (0.05, 2.0, 0.1),
             "ceiling_growth": (1.03, 1.01, 1.05),
         },
+    ),
+    "retained_gain, tolerant": Part(
+        build=functools.partial(rates.retained_gain, 0.1, start="given", smallest_gain=0.8),
+        floats={"tolerance": (0.0, 0.4, 0.8)},
     ),
     "retained_gain, measured": Part(
         build=functools.partial(rates.retained_gain, 0.1), floats={"first_step": (0.25, 0.2, 0.3)}
