@@ -117,7 +117,7 @@ RULES = {
             "coherence_limit": (1.5, 1.2, 1.8),
             "hyper_rate": (0.5, 1.0, 0.3),
             "memory": (0.2, 0.8, 0.5),
-            "growth": (1.3, 1.2, 1.1),
+            "growth": (1.08, 1.2, 1.1),
             "smallest_gain": (0.05, 2.0, 0.1),
             "ceiling_growth": (1.03, 1.01, 1.05),
         },
