@@ -273,3 +273,15 @@ def test_what_has_no_meaning_is_refused():
     inside = optax.masked(scale_by_retained_gain(), {"a": True, "b": False})
     with pytest.raises(ValueError, match=r"put it around optax.masked or optax.partition, not inside"):
         inside.update(params, inside.init(params), params, value_fn=lambda p: 0.0)
+
+
+def test_a_gain_beyond_the_digits_of_the_loss_counts_as_predicted():
+    """In float32, at a rate so small that losses near 10^4 are equal: not as nothing kept, which would be taken back."""
+    params = jnp.zeros(2, jnp.float32)
+    optimizer = scale_by_retained_gain(1e-6, window=1)
+    state = optimizer.init(params)
+    loss = lambda w: jnp.float32(1e4) + w[0]  # noqa: E731
+    assert loss(params) == loss(params - 1e-6)
+    _, state = optimizer.update(jnp.array([1, 0], jnp.float32), state, params, value_fn=loss)
+    assert (float(state.share), bool(state.counts)) == (1.0, True)
+    assert float(state.rate) == pytest.approx(1e-6 * np.exp(0.5 * 0.55), rel=1e-6)

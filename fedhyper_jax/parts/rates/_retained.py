@@ -192,8 +192,9 @@ def _look_again(state: RetainedGainState, params: Params, result: ClientResult) 
     squared_norm, curvature = jax.lax.cond(state.measured, lambda: (zero, zero), curved)
     steps = jnp.maximum(result.num_steps, 1).astype(dtype)
     predicted = _tree.inner_product(gradient, result.displacement)
+    before, after = (x.astype(dtype) for x in (value, loss(_tree.subtract(params, result.displacement))))
     return Look(
-        gain=share.seen_gain(value, loss(_tree.subtract(params, result.displacement)), predicted),
+        gain=share.seen_gain(before, after, predicted),
         predicted=predicted,
         descent=result.rate_state.descent.astype(dtype) / steps,
         squared_norm=squared_norm,
