@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -246,13 +247,14 @@ def share_near(cells: np.ndarray, reference: float, points: float) -> float:
     return float((np.nan_to_num(cells, nan=0.0).mean(axis=-1) >= reference - points).mean())
 
 
-def page(results: dict[str, Any], command: str) -> str:
+def page(results: dict[str, Any]) -> str:
     """The results page."""
     starts = len(LOCAL_RATES) * len(GLOBAL_RATES)
     lines = [
         "# The atlas of initial rates",
         "",
-        f"`{command}` (jax {jax.__version__}, {jax.default_backend()}). What a cell is: first lines of the script.",
+        *(f"`{command}`  " for command in dict.fromkeys(result["command"] for result in results.values())),
+        f"(jax {jax.__version__}, {jax.default_backend()}). What a cell is: first lines of the script.",
         "",
         "![heat maps](rates_atlas.png)",
         "",
@@ -362,10 +364,10 @@ def main() -> None:
     kept = json.loads(path.read_text()) if (arguments.add or arguments.draw) and path.exists() else {}
     for name in () if arguments.draw else names:
         kept[name] = measure(name, list(seeds), starts=not arguments.no_starts)
+        kept[name]["command"] = " ".join(["python experiments/rates_atlas.py", *sys.argv[1:]])
         kept = {task: kept[task] for task in TASKS if task in kept}
         path.write_text(json.dumps(kept, indent=1) + "\n")
-    command = "python experiments/rates_atlas.py" + (" --small" if arguments.small else "")
-    path.with_suffix(".md").write_text(page(kept, command))
+    path.with_suffix(".md").write_text(page(kept))
     picture(kept, path.with_suffix(".png"))
 
 

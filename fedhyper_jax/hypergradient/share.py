@@ -119,7 +119,7 @@ def curvature_along(gradient_fn, params, gradient, direction) -> Array:
 
 
 def seen_gain(before, after, predicted) -> Array:
-    """f(w) − f(w'), or what is predicted where that is too little for the digits of a float32 (float64) loss to tell."""
+    """f(w) − f(w'), or what is predicted where that is too little for the digits of a float32 (64) loss to tell."""
     hidden = jnp.abs(predicted) < 30 * jnp.finfo(before.dtype).eps * jnp.abs(before)
     return jnp.where(hidden, predicted, before - after)
 

@@ -276,7 +276,7 @@ def test_what_has_no_meaning_is_refused():
 
 
 def test_a_gain_beyond_the_digits_of_the_loss_counts_as_predicted():
-    """In float32, at a rate so small that losses near 10^4 are equal: not as nothing kept, which would be taken back."""
+    """In float32, at a rate so small that losses near 10^4 are equal: it is not taken back as nothing kept."""
     params = jnp.zeros(2, jnp.float32)
     optimizer = scale_by_retained_gain(1e-6, window=1)
     state = optimizer.init(params)
