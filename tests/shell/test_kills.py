@@ -10,9 +10,8 @@ import time
 import pytest
 
 from experiments import fifty_kills
-from fedhyper_jax.shell.cli import main
 from fedhyper_jax.shell.records import read_records, read_summary
-from tests.helpers import product, without_pictures
+from tests.helpers import product
 
 TINY = fifty_kills.TINY.split()
 
@@ -24,13 +23,12 @@ def quick(monkeypatch):
 
 
 @pytest.mark.parametrize("times", [1, product(3)])
-def test_a_run_that_is_killed_during_a_save(times, tmp_path, monkeypatch, capsys):
-    """In processes of their own, as commands run; the undisturbed run is in this one."""
+def test_a_run_that_is_killed_during_a_save(times, tmp_path, capsys):
+    """In processes of their own, as commands run: this one has been through many tests."""
     arguments = ["run", *TINY, *fifty_kills.SETTINGS["run"].split(), "--rounds", "40", "--checkpoint-every", "1"]
     whole, folder = tmp_path / "undisturbed", tmp_path / "killed"
     log, draw = subprocess.DEVNULL, random.Random(0)
-    without_pictures(monkeypatch)
-    assert main([*arguments, "--out", str(whole)]) == 0
+    assert fifty_kills.start([*arguments, "--out", str(whole)], log).wait(300) == 0
     process, done = fifty_kills.start([*arguments, "--out", str(folder)], log), 0
     for number in range(times):
         fifty_kills.kill_somewhere(process, folder, done + 2, number == 0, draw)
