@@ -36,7 +36,7 @@ def measure(name: str) -> list[tuple[float, float, float, float]]:
         "retained_gain",
         {"local_rate": RATES[name]},
         (SEED,),
-        callbacks=[lambda progress: kept.update(averages=progress.copied().local_rate.averages)],
+        callbacks=[lambda progress: kept.update(rule=progress.copied().local_rate)],
         start="given",
         share_rate=0.0,
         global_hyper_rate=0.0,
@@ -44,7 +44,7 @@ def measure(name: str) -> list[tuple[float, float, float, float]]:
     )
     accuracy = final_accuracy(history)[:, 0]
     shares = np.asarray(history.info.retained_share)[:, 0, federation.task.rounds // 2 :].mean(axis=1)
-    coherence = np.asarray(kept["averages"].predicted / kept["averages"].descent)[:, 0]
+    coherence = np.asarray(kept["rule"].predicted / kept["rule"].descent)[:, 0]
     return list(zip(RATES[name], accuracy.tolist(), shares.tolist(), coherence.tolist(), strict=True))
 
 

@@ -119,20 +119,19 @@ def scale_by_retained_gain(
     """
     if initial_rate is not None:
         _validate.positive(initial_rate=initial_rate)
-    _validate.positive(first_step=first_step)
     _validate.positive_integer(window=window)
-    given = share.ShareSettings(
+    given = share.checked_settings(
         target_share=target_share,
         coherence_power=coherence_power,
         coherence_limit=coherence_limit,
         hyper_rate=hyper_rate,
         memory=memory,
         growth=growth,
+        first_step=first_step,
         smallest_gain=smallest_gain,
         tolerance=tolerance,
         ceiling_growth=ceiling_growth,
     )
-    share.check_settings(given)
 
     def init_fn(params: Params) -> RetainedGainState:
         dtype = _tree.accumulator_dtype(params)
@@ -146,7 +145,7 @@ def scale_by_retained_gain(
             first_value=zero,
             first_params=jax.tree.map(jnp.asarray, params),
             first_gradient=optax.tree.zeros_like(params),
-            settings=share.ShareSettings(*(jnp.asarray(number, dtype) for number in given)),
+            settings=share.as_arrays(given, dtype),
         )
 
     def update_fn(updates, state, params=None, *, value_fn, value=None, gradient=None, **extra_args):
@@ -164,7 +163,7 @@ def scale_by_retained_gain(
         rate = jax.lax.cond(
             state.measured,
             lambda: jnp.asarray(state.rate, dtype),
-            lambda: _measured_rate(loss, params, gradient, updates, first_step, dtype),
+            lambda: _measured_rate(loss, params, gradient, updates, state.settings),
         )
         before = share.of_state(state)._replace(rate=rate)
 
@@ -221,10 +220,10 @@ def _loss_of_params(value_fn: Callable[..., Array], extra_args: dict) -> Callabl
     return lambda params: jnp.asarray(value_fn(params, **wanted))
 
 
-def _measured_rate(loss, params, gradient, direction, first_step, dtype) -> Array:
+def _measured_rate(loss, params, gradient, direction, settings: share.ShareSettings) -> Array:
     """A rate along the direction of the first update."""
     curvature = share.curvature_along(jax.grad(loss), params, gradient, direction)
     slope = _tree.inner_product(gradient, direction)
     careful = _FIRST_MOVE * (1 + _tree.norm(params)) / _tree.norm(direction)
     careful = jnp.where(jnp.isfinite(careful), careful, _FIRST_MOVE)
-    return share.first_rate(slope, curvature, first_step, careful).astype(dtype)
+    return share.first_rate(slope, curvature, settings, careful).astype(settings.first_step.dtype)

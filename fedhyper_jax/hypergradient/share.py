@@ -47,6 +47,7 @@ class ShareSettings(NamedTuple):
     hyper_rate: Any  # η
     memory: Any  # of the exponential averages of P and E
     growth: Any  # of the rate at once, at most; its square where ρ > 0.85
+    first_step: Any  # c, of a rate that is measured
     smallest_gain: Any  # of E, below which nothing was gained
     tolerance: Any  # of P̄, which steps may lose without being taken back
     ceiling_growth: Any  # of the ceiling, each time that counts
@@ -64,21 +65,25 @@ class SharedRate(NamedTuple):
     descent: Float[Array, ""]  # likewise of E
 
 
-def check_settings(settings: ShareSettings) -> None:
-    """Raises ValueError, naming the argument, the value and the remedy."""
-    named = settings._asdict()
-    _validate.positive(coherence_limit=settings.coherence_limit)
-    _validate.fraction(target_share=settings.target_share)
+def checked_settings(**named) -> ShareSettings:
+    """The settings by name; raises ValueError, naming the argument, the value and the remedy."""
+    _validate.positive(coherence_limit=named["coherence_limit"], first_step=named["first_step"])
+    _validate.fraction(target_share=named["target_share"])
     at_least_zero = ("coherence_power", "hyper_rate", "memory", "smallest_gain", "tolerance")
     _validate.non_negative(**{name: named[name] for name in at_least_zero})
     for name in ("growth", "ceiling_growth"):
         _validate.positive(**{name: named[name]})
         if not _validate.is_traced(named[name]) and named[name] < 1:
             raise ValueError(f"{name} must be at least 1, got {named[name]!r}; 1 lets nothing grow")
-    if not _validate.is_traced(settings.memory) and settings.memory >= 1:
-        raise ValueError(
-            f"memory must be below 1, got {settings.memory!r}; 0 forgets at once, 0.6 remembers some 2 rounds"
-        )
+    memory = named["memory"]
+    if not _validate.is_traced(memory) and memory >= 1:
+        raise ValueError(f"memory must be below 1, got {memory!r}; 0 forgets at once, 0.6 remembers some 2 rounds")
+    return ShareSettings(**named)
+
+
+def as_arrays(settings: ShareSettings, dtype) -> ShareSettings:
+    """As they stand in a state."""
+    return ShareSettings(*(jnp.asarray(number, dtype) for number in settings))
 
 
 def shared_rate(rate, dtype) -> SharedRate:
@@ -100,9 +105,9 @@ def of_state(state) -> SharedRate:
     return SharedRate(*(getattr(state, name) for name in SharedRate._fields))
 
 
-def first_rate(squared_norm, curvature, first_step, otherwise) -> Array:
+def first_rate(slope, curvature, settings: ShareSettings, otherwise) -> Array:
     """The part c of the step along u to the minimum of the parabola: c ⟨g, u⟩ / |⟨u, H u⟩|, if that is > 0."""
-    rate = first_step * squared_norm / jnp.abs(curvature)
+    rate = settings.first_step * slope / jnp.abs(curvature)
     return jnp.where((rate > 0) & jnp.isfinite(rate), rate, otherwise)
 
 

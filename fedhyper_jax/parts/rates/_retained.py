@@ -37,7 +37,6 @@ class RetainedGainState(NamedTuple):
     predicted: Float[Array, ""]  # average of P over the rate
     descent: Float[Array, ""]  # likewise of E
     measured: Bool[Array, ""]  # whether the curvature at the start is known
-    first_step: Float[Array, ""]
     given_rate: Float[Array, ""]
     settings: share.ShareSettings  # arrays
 
@@ -126,20 +125,20 @@ def retained_gain(
     Reference:
       New here; docs/retained_gain.md derives it from FedHyper's equations and says what it assumes.
     """
-    _validate.positive(**{name: initial_rate}, first_step=first_step)
+    _validate.positive(**{name: initial_rate})
     _validate.one_of(("measured", "given"), start=start)
-    given = share.ShareSettings(
+    given = share.checked_settings(
         target_share=target_share,
         coherence_power=coherence_power,
         coherence_limit=coherence_limit,
         hyper_rate=hyper_rate,
         memory=memory,
         growth=growth,
+        first_step=first_step,
         smallest_gain=smallest_gain,
         tolerance=tolerance,
         ceiling_growth=ceiling_growth,
     )
-    share.check_settings(given)
     measures = start == "measured"
 
     def init(params: Params) -> RetainedGainState:
@@ -148,9 +147,8 @@ def retained_gain(
         return RetainedGainState(
             **share.shared_rate(_rate_of_no_step(dtype) if measures else given_rate, dtype)._asdict(),
             measured=jnp.asarray(not measures),
-            first_step=jnp.asarray(first_step, dtype),
             given_rate=given_rate,
-            settings=share.ShareSettings(*(jnp.asarray(value, dtype) for value in given)),
+            settings=share.as_arrays(given, dtype),
         )
 
     return RateRule(
@@ -215,7 +213,7 @@ def _update(state: RetainedGainState, feedback: Feedback) -> tuple[RetainedGainS
 
 def _measured(state: RetainedGainState, look: Look) -> RetainedGainState:
     """After a round that measured: the first rate."""
-    rate = share.first_rate(look.squared_norm, look.curvature, state.first_step, state.given_rate)
+    rate = share.first_rate(look.squared_norm, look.curvature, state.settings, state.given_rate)
     return state._replace(rate=rate, measured=jnp.ones_like(state.measured))
 
 
