@@ -21,6 +21,7 @@ from fedhyper_jax.data import Cohort, local_epochs, local_steps, pack
 from fedhyper_jax.methods import fedexp, fedprox, make_method, server_mechanic
 from fedhyper_jax.methods.authors_rules import reference_local_rule
 from fedhyper_jax.parts.client_rules import ClientFacts
+from tests.helpers import product
 from tests.reference.hand_traces import HAND_TRACES
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -164,16 +165,16 @@ def test_servers_without_a_rate_are_optaxs_on_the_pseudo_gradients(name, options
 ORTHOGONAL = [[[2, 0, 0, 0]], [[0, 2, 0, 0]], [[0, 0, 2, 0]], [[0, 0, 0, 2]]]
 
 
-@TRANSCRIBED
 @pytest.mark.parametrize(
     ("clients", "epsilon", "rate"),
     [
         # Four orthogonal updates of squared norm 4, mean of squared norm 1: 4/(2·1) = S/2; without the 1/2 it is 4.
-        (ORTHOGONAL, 0.0, 2.0),
+        product(ORTHOGONAL, 0.0, 2.0),
         # ε = 1/4: 4/(2·5/4); the published code's S·ε gives 4/(2·2) = 1.
-        (ORTHOGONAL, 0.25, 1.6),
+        product(ORTHOGONAL, 0.25, 1.6),
         # Equal updates: the ratio is 1/2, the floor 1.
-        ([[[2, 0, 0, 0]]] * 4, 0.0, 1.0),
+        product([[[2, 0, 0, 0]]] * 4, 0.0, 1.0),
+        # (Those are transcribed, of equal weights.)
         # p = (1/4, 3/4): (16 + 3·4)/4 = 7 over 2·(1 + 9/4); unweighted squares give 10/6.5, ‖Δ‖² above and below 1/2.
         ([[[4, 0, 0, 0]], [[0, 2, 0, 0]] * 3], 0.0, 14 / 13),
     ],
@@ -446,15 +447,18 @@ def test_feddyn_adds_the_mean_of_all_clients_memories():
     close(states.params[:, 0], [-13.5, -24.75])
 
 
-def test_feddyn_weighs_its_regularizer_by_the_clients_share():
-    """Mistake: α_m = α · share, or α_m = α.
+@pytest.mark.parametrize(("weighting", "updates"), [("examples", [12, 22]), ("uniform", [14, 21])])
+def test_feddyn_weighs_its_regularizer_by_the_clients_share(weighting, updates):
+    """Mistake: α_m = α · share, or α_m = α where examples count; or shares where every client does.
 
     One and three examples: shares of the mean size 1/2 and 3/2, α_m = 2α and 2α/3. α = 1/4, β = 1, gradients 8 and 12:
-    steps g, then (1 − α_m) g: Δ = 8 + 4, 12 + 10.
+    steps g, then (1 − α_m) g: Δ = 8 + 4, 12 + 10. Uniformly 8 + 6, 12 + 9. Either way w moves by their plain mean,
+    and as far again by that of h.
     """
-    settings = {"work": local_steps(2, 3), "population": 2, "dynamic_weight": 0.25}
+    settings = {"work": local_steps(2, 3), "population": 2, "dynamic_weight": 0.25, "weighting": weighting}
     states, _ = play("feddyn", [[[[8]], [[12]] * 3]], **settings)
-    close(states.clients["dynamic_regularization"], [[[-12], [-22]]])
+    close(states.clients["dynamic_regularization"], -np.array(updates, float).reshape(1, 2, 1))
+    close(states.params, [[-2 * np.mean(updates)]])
 
 
 @TRANSCRIBED
