@@ -70,7 +70,7 @@ HELD = {
     "fedprox": "fedprox+fedsps",
     "fedsps": "fedprox+fedsps",
     "fednova": "fednova+G+delta_sgd",
-    "fednova+G": "fednova+G+delta_sgd",  # and with momentum in test_transcriptions.py
+    "fednova+G": "fednova+G+delta_sgd",  # and with momentum by hand in test_known_mistakes.py
     "delta_sgd": "fednova+G+delta_sgd",
     "feddyn": "feddyn+CL, per client",
     "CL, per client": "feddyn+CL, per client",

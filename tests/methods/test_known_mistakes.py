@@ -403,12 +403,11 @@ def test_fednova_minimises_the_weighted_loss_whatever_the_numbers_of_steps(name,
     close(states.params[-1], [fixed_point], rtol=1e-9)
 
 
-@TRANSCRIBED
 @pytest.mark.parametrize(
     ("name", "optimizer", "effective_steps"),
     [
         # a = β (1, 3), τ_eff = (1/2 + 3 · 3/2)/4
-        ("fednova", None, 5 / 4),
+        product("fednova", None, 5 / 4),  # (transcribed)
         # ρ = 1/2: a = β (1, 1 + 3/2 + 7/4), τ_eff = (1/2 + 3 · 17/8)/4
         ("fednova", MOMENTUM, 55 / 32),
         # μ = 1: a = β (1, 1 + 1/2 + 1/4), but τ_eff is Σ p_m β K_m
