@@ -255,7 +255,7 @@ BY_HAND = {
     *("fedavgm", "fedadagrad", "fedadam, corrected", "fedexp", "feddyn, uniform"),
     *("fednova, momentum clients", "fednova, proximal"),
 }
-"""What test_known_mistakes.py works out by hand: server steps, FedExP and FedDyn of other weights, FedNova's divisors."""
+"""What test_known_mistakes.py works out by hand: server steps, FedExP's and FedDyn's weights, FedNova's divisors."""
 STOOD_FOR = {
     "fedavg, uniform": "fedexp, uniform",  # and with momentum in test_paper_mode.py
     "mime_lite, adam": "mime_lite",  # and FedJAX's, below
