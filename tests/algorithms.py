@@ -19,7 +19,7 @@ from tests.helpers import logistic_loss
 
 POPULATION, COHORT, SLOTS, ROUNDS = 8, 4, 6, 4
 EPOCHS = local_epochs(2, batch_size=4)
-MOMENTUM = optax.sgd(1.0, momentum=0.9)
+MOMENTUM, AUTHORS_MOMENTUM = optax.sgd(1.0, momentum=0.9), optax.sgd(1.0, momentum=0.5)
 
 VALUES: dict[str, tuple[float, float, float]] = {
     "local_rate": (0.05, 0.03, 0.08),
@@ -155,7 +155,7 @@ METHOD_LINES = {
     "reference_G": line("reference_G"),
     "reference_GM": line("reference_GM"),
     "reference_CL": line("reference_CL", counts_left_out=_COHORT_SIZE),
-    "reference_FULL": line("reference_FULL", counts_left_out=_COHORT_SIZE),
+    "reference_FULL": line("reference_FULL", client_optimizer=AUTHORS_MOMENTUM, counts_left_out=_COHORT_SIZE),
     "reference_FedAdam": line("reference_FedAdam"),
     "reference_SL": line("reference_SL"),
 }
@@ -252,11 +252,7 @@ COMPOSITIONS = {
     "retained_gain+server_dog": line("retained_gain+server_dog", start="given", floats=_GIVEN),
     "plateau_global+clipped+median": line("plateau_global+clipped+median", patience=1, plateau_factor=0.5),
     "scaffold+fedexp+CL, momentum": line(
-        "scaffold+fedexp+CL",
-        floats=_SLOW,
-        rows=("control_variates",),
-        weighting="uniform",
-        client_optimizer=MOMENTUM,
+        "scaffold+fedexp+CL", floats=_SLOW, rows=("control_variates",), client_optimizer=MOMENTUM
     ),
     "fedadam+G": line("fedadam+G", floats=_SMALL, global_bounds="relative"),
     "fedadam+G, applied": line("fedadam+G", floats=_SMALL, global_bounds="relative", inner_product="applied"),

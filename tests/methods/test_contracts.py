@@ -17,7 +17,18 @@ from fedhyper_jax.base import RoundInfo, current_params
 from fedhyper_jax.data import Cohort
 from fedhyper_jax.methods import METHODS, method_options, parse_method
 from tests import compare
-from tests.algorithms import CHOICES, COHORT, COMPOSITIONS, LINES, METHOD_LINES, POPULATION, ROUNDS, STATIC, VALUES
+from tests.algorithms import (
+    CHOICES,
+    COHORT,
+    COMPOSITIONS,
+    EPOCHS,
+    LINES,
+    METHOD_LINES,
+    POPULATION,
+    ROUNDS,
+    STATIC,
+    VALUES,
+)
 from tests.bench import CLASSES, SIZES, Bench, drawn_batches, examples, federation, poisoned, run_key, sampled_cohorts
 from tests.compare import assert_identical, cast, differs, same_program, types_of
 from tests.duel import flatten
@@ -51,6 +62,7 @@ ALIKE = {
 }
 """Lines that a line of the same kind stands for; all of them are transcribed, or compared in closed form, elsewhere."""
 HELD = {
+    "fedavg": "mime_lite+G",  # and its rates in 'fedprox+fedsps'
     "G": "all of fedhyper",
     "SL": "all of fedhyper",
     "CL": "all of fedhyper",
@@ -86,12 +98,11 @@ What a part does wrong in a contract it does wrong beside others too: each keeps
 LATER = SUMS | ALIKE | set(HELD)
 KINDS = (
     *("fedprox+fedsps", "feddyn+CL, per client", "fathom+fedadam+ngn", "fedcm+fedyogi+CL, warm"),
-    *("fednova+G+delta_sgd", "mime_lite+G", "scaffold+fedexp+CL, momentum", "line search that gives up, clipped"),
-    "reference_FULL",
+    *("fednova+G+delta_sgd", "scaffold+fedexp+CL, momentum", "line search that gives up, clipped", "reference_FULL"),
 )
-"""Lines with every term and client rule, an evaluation elsewhere and rows; test_rules.py has other parts by themselves.
+"""Lines with every number of a term or client rule, an evaluation elsewhere and rows; test_rules.py has other parts.
 """
-TYPED = ("plateau_global+clipped+median", "retained_gain+server_dog")
+TYPED = ("mime_lite+G", "plateau_global+clipped+median", "retained_gain+server_dog")
 """And with what those lack of terms, aggregators and server steps."""
 
 
@@ -176,11 +187,12 @@ def test_float64_is_float64_throughout(bench):
     assert kinds == {jnp.dtype("float64")}
 
 
-@pytest.mark.parametrize(
-    "bench", cases([name for name, line in LINES.items() if line.rows or name == "fedavg"], later=LATER), indirect=True
-)
+WITH_ROWS = [name for name, line in LINES.items() if line.rows]
+
+
+@pytest.mark.parametrize("bench", cases([*WITH_ROWS, "mime_lite+G"], later=LATER), indirect=True)
 def test_data_of_another_population_are_refused(bench):
-    """Where rows are kept; without them, as FedAvg is, any data will do."""
+    """Where rows are kept; without them any data will do."""
     cohort = Cohort(data=federation("float64", POPULATION - 1), client_ids=jnp.arange(COHORT, dtype=jnp.int32))
     if bench.line.rows:
         with pytest.raises(ValueError, match=f"keeps {POPULATION} clients, but the data set has {POPULATION - 1}"):
@@ -384,7 +396,10 @@ TRANSCRIPTIONS = {
     "fednova+G+delta_sgd": ("fednova", {**_G, **_DELTA_SGD}),
     "fathom+fedadam+ngn": ("fathom", {**_FATHOM, "server": "fedadam", "client_rate": "ngn", **_NGN}),
     "fedcm+fedyogi+CL, warm": ("fedcm", {"cm_a": "gradient_weight", "server": "fedyogi", **_WARM}),
-    "scaffold+fedexp+CL, momentum": ("scaffold", {**_FEDEXP, **_UNIFORM, **_MOMENTUM, "client_rate": "CL", **_CL}),
+    "scaffold+fedexp+CL, momentum": (
+        "scaffold",
+        {**_FEDEXP, **_MOMENTUM, **_BY_EXAMPLES, "client_rate": "CL", **_CL},
+    ),
 }
 """Entry: the oracle's method and its settings; a string that names an option of the line stands for its value.
 Other lines are transcribed in test_transcriptions.py, or are methods that are transcribed here with other options.
@@ -418,6 +433,31 @@ def test_equals_the_transcription(bench, request):
     states, infos = bench.play(bench.states[0], cohorts)
     for before, after, info, record in zip(states[:-1], states[1:], infos, records, strict=True):
         assert_equals_record(bench.algorithm, before, after, info, record)
+
+
+@pytest.mark.parametrize("bench", ["reference_FULL"], indirect=True)
+def test_the_authors_code_equals_its_transcription(bench):
+    """CL on the clients, GM on the server, and the momentum that their clients have."""
+    arrays, _ = examples()
+    problem = softmax_regression(arrays["x"], arrays["y"], CLASSES)
+    cohorts = sampled_cohorts(TRANSCRIBED_ROUNDS)
+    gradients = [
+        {m: [lambda w, rows=rows: problem.gradient(w, rows) for rows in steps] for m, steps in batches.items()}
+        for batches in drawn_batches(TRANSCRIBED_ROUNDS)
+    ]
+    records = oracle.reference_run(
+        "FULL",
+        flatten(bench.params()),
+        gradients,
+        bench.line.setting(0)["local_rate"],
+        steps_per_epoch={m: -(-size // EPOCHS.batch_size) for m, size in enumerate(SIZES)},
+        momentum=0.5,
+    )
+    states, infos = bench.play(bench.states[0], cohorts)
+    for state, info, record in zip(states[1:], infos, records, strict=True):
+        assert_close((flatten(state.params), info.global_rate), (record.w, 1 + record.agg))
+    assert any(float(info.client_rate_max) > bench.line.setting(0)["local_rate"] for info in infos)
+    assert max(abs(record.agg) for record in records) > 1e-3
 
 
 def assert_equals_record(algorithm, before, after, info, record):

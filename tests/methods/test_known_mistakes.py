@@ -341,6 +341,18 @@ def test_fedprox_is_anchored_at_the_present_global_parameters():
     close(states.params[:, 0], [-0.75, -1.5])
 
 
+@pytest.mark.parametrize(("weighting", "mean"), [("examples", 11), ("uniform", 10)])
+def test_scaffolds_c_is_a_mean_as_clients_count(weighting, mean):
+    """Mistake: shares of 1/N where examples count, or of examples where every client does.
+
+    Gradients 8 and 12 of one and three examples: c = (8 + 3 · 12)/4, or (8 + 12)/2.
+    """
+    settings = {"work": local_steps(2, 3), "population": 2, "weighting": weighting}
+    states, _ = play("scaffold", [[[[8]], [[12]] * 3]], **settings)
+    close(states.clients["control_variates"], [[[8], [12]]])
+    close(states.terms["control_variates"], [[mean]])
+
+
 @TRANSCRIBED
 @pytest.mark.parametrize(("loss", "steps"), [(linear, 3), (quadratic, 1)])
 def test_scaffolds_control_variates_are_gradients_and_c_is_their_mean(loss, steps):
@@ -494,6 +506,7 @@ def test_a_rate_that_moves_after_its_step_counts_as_it_was_used():
     assert infos.client_rate_max[1] != 0.5
 
 
+@TRANSCRIBED
 def test_mime_lite_freezes_its_state_and_updates_it_from_the_full_gradient():
     """Mistake: a momentum that moves during local steps; a state updated from Δ, or from a uniform mean.
 
@@ -515,6 +528,7 @@ def test_mime_lite_freezes_its_state_and_updates_it_from_the_full_gradient():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@TRANSCRIBED
 def test_delta_sgd_compares_gradients_of_one_minibatch():
     """Mistake: the last step's gradient from its own minibatch, which measures the distance of centres as well.
 
@@ -525,6 +539,7 @@ def test_delta_sgd_compares_gradients_of_one_minibatch():
     close(infos.client_rate_max, [1 / 4])
 
 
+@TRANSCRIBED
 def test_delta_sgd_grows_by_the_root_of_one_plus_the_last_growth():
     """Mistake: √(1 + θ) without δ; no root; a θ that is not remembered; a state that outlives the round.
 
