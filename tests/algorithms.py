@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import optax
 
-from fedhyper_jax import fedavg, fedhyper
+from fedhyper_jax import clipped, fedhyper
 from fedhyper_jax.base import FederatedAlgorithm
 from fedhyper_jax.data import local_epochs, local_steps
 from fedhyper_jax.methods import make_method, method_options
@@ -19,7 +19,7 @@ from tests.helpers import logistic_loss
 
 POPULATION, COHORT, SLOTS, ROUNDS = 8, 4, 6, 4
 EPOCHS = local_epochs(2, batch_size=4)
-MOMENTUM = optax.sgd(1.0, momentum=0.9)
+MOMENTUM, AUTHORS_MOMENTUM = optax.sgd(1.0, momentum=0.9), optax.sgd(1.0, momentum=0.5)
 
 VALUES: dict[str, tuple[float, float, float]] = {
     "local_rate": (0.05, 0.03, 0.08),
@@ -113,7 +113,9 @@ def line(name, *, floats=None, rows=(), not_mixed=None, counts_left_out=None, wo
 
 
 _SMALL = {"global_rate": (0.1, 0.07, 0.14)}
+_SLOW = {"hyper_rate": (0.01, 0.02, 0.005)}
 _SEARCHED = {"local_rate": (4.0, 6.0, 3.0)}
+_GIVEN = {"local_rate": (1.5, 1.0, 2.0)}
 _POLYAK = {"local_rate": (1.5, 2.0, 1.0)}
 MECHANIZE = "optax.contrib.mechanize clips a sum in the tree's widest dtype by bounds in the dtype of the first leaf"
 DOG = "optax.contrib.dog scales every leaf by a distance in the tree's widest dtype (the server casts back)"
@@ -124,7 +126,7 @@ METHOD_LINES = {
     "G": line("G"),
     "SL": line("SL"),
     "CL": line("CL"),
-    "retained_gain": line("retained_gain", start="given", floats={"local_rate": (1.5, 1.0, 2.0)}),
+    "retained_gain": line("retained_gain", start="given", floats=_GIVEN),
     "decay_global": line("decay_global"),
     "decay_local": line("decay_local"),
     "plateau_global": line("plateau_global", patience=1, plateau_factor=0.5),
@@ -153,7 +155,7 @@ METHOD_LINES = {
     "reference_G": line("reference_G"),
     "reference_GM": line("reference_GM"),
     "reference_CL": line("reference_CL", counts_left_out=_COHORT_SIZE),
-    "reference_FULL": line("reference_FULL", counts_left_out=_COHORT_SIZE),
+    "reference_FULL": line("reference_FULL", client_optimizer=AUTHORS_MOMENTUM, counts_left_out=_COHORT_SIZE),
     "reference_FedAdam": line("reference_FedAdam"),
     "reference_SL": line("reference_SL"),
 }
@@ -179,10 +181,12 @@ def bounds_as_pairs(*, strategy="vectorized", population=POPULATION, lower, uppe
     return fedhyper(loss_fn, "G+CL", work=EPOCHS, strategy=strategy, hyper_rate=30.0, **pairs, **floats)
 
 
-def line_search(*, strategy="vectorized", population=POPULATION, local_rate, growth, fallback):
+def line_search(*, strategy="vectorized", population=POPULATION, local_rate, growth, fallback, clip_norm):
     del population
     rule = armijo(decrease=0.7, shrink=0.5, growth=growth, max_trials=3, fallback=fallback)
-    return fedavg(loss_fn, work=EPOCHS, strategy=strategy, local_rate=local_rate, client_rule=rule)
+    return clipped(
+        loss_fn, work=EPOCHS, strategy=strategy, local_rate=local_rate, client_rule=rule, clip_norm=clip_norm
+    )
 
 
 COMPOSITIONS = {
@@ -221,9 +225,14 @@ COMPOSITIONS = {
             "local_upper": (0.1, 0.2, 0.15),
         },
     ),
-    "line search that gives up": Entry(
+    "line search that gives up, clipped": Entry(
         build=line_search,
-        floats={"local_rate": (1.0, 0.7, 1.4), "growth": (1.5, 1.2, 1.1), "fallback": (0.05, 0.1, 0.02)},
+        floats={
+            "local_rate": (1.0, 0.7, 1.4),
+            "growth": (1.5, 1.2, 1.1),
+            "fallback": (0.05, 0.1, 0.02),
+            "clip_norm": VALUES["clip_norm"],
+        },
     ),
     "fedavg, uniform, equal steps": line("fedavg", work=local_steps(3, batch_size=4), weighting="uniform"),
     "fedprox+G": line("fedprox+G"),
@@ -231,6 +240,20 @@ COMPOSITIONS = {
     "fedprox+scaffold": line("fedprox+scaffold", rows=("control_variates",)),
     "fednova+G": line("fednova+G", client_optimizer=MOMENTUM),
     "fednova+fedprox": line("fednova+fedprox"),
+    "fedprox+fedsps": line("fedprox+fedsps", floats=_POLYAK),
+    "feddyn+CL, per client": line(
+        "feddyn+CL", floats=_SLOW, client_rates="per_client", rows=("dynamic_regularization", "rate")
+    ),
+    "fednova+G+delta_sgd": line("fednova+G+delta_sgd"),
+    "fathom+fedadam+ngn": line(
+        "fathom+fedadam+ngn", floats=_SMALL | {"local_rate": (1.5, 1.4, 1.0), "upper": (2.5, 1.51, 1.6)}
+    ),
+    "fedcm+fedyogi+CL, warm": line("fedcm+fedyogi+CL", floats=_SMALL | _SLOW, client_rates="warm"),
+    "retained_gain+server_dog": line("retained_gain+server_dog", start="given", floats=_GIVEN),
+    "plateau_global+clipped+median": line("plateau_global+clipped+median", patience=1, plateau_factor=0.5),
+    "scaffold+fedexp+CL, momentum": line(
+        "scaffold+fedexp+CL", floats=_SLOW, rows=("control_variates",), client_optimizer=MOMENTUM
+    ),
     "fedadam+G": line("fedadam+G", floats=_SMALL, global_bounds="relative"),
     "fedadam+G, applied": line("fedadam+G", floats=_SMALL, global_bounds="relative", inner_product="applied"),
     "fathom+CL": line("fathom+CL"),
@@ -241,7 +264,7 @@ COMPOSITIONS = {
     "mime_lite+G": line("mime_lite+G"),
     "clipped+median": line("clipped+median"),
     "CL, warm": line("CL", client_rates="warm"),
-    "CL, per client": line("CL", floats={"hyper_rate": (0.01, 0.02, 0.005)}, client_rates="per_client", rows=("rate",)),
+    "CL, per client": line("CL", floats=_SLOW, client_rates="per_client", rows=("rate",)),
 }
 """Methods joined, and settings that change what is kept or computed."""
 

@@ -43,9 +43,11 @@ def federation(dtype, population=POPULATION):
 
 def poisoned(data, client, **values):
     """The federation with other factors or offsets for one client's examples."""
-    rows = data.order[data.offsets[client] : data.offsets[client + 1]]
-    changed = {name: data.examples[name].at[rows].set(value) for name, value in values.items()}
-    return dataclasses.replace(data, examples={**data.examples, **changed})
+    rows = np.asarray(data.order)[data.offsets[client] : data.offsets[client + 1]]
+    changed = {name: np.array(data.examples[name]) for name in values}
+    for name, value in values.items():
+        changed[name][rows] = value
+    return dataclasses.replace(data, examples={**data.examples, **jax.tree.map(jnp.asarray, changed)})
 
 
 @functools.cache

@@ -24,7 +24,7 @@ def unflatten(vector, dtype):
 class Duel:
     """One run in the package and what the reference needs to repeat it."""
 
-    def __init__(self, ragged, dtype, work, rounds=20, seed=0):
+    def __init__(self, ragged, dtype, work, rounds=20, seed=0, cohorts=None):
         examples, rows = ragged
         self.dtype, self.rounds, self.key = dtype, rounds, jax.random.key(seed)
         self.inputs = examples["x"].astype(np.dtype(dtype))
@@ -34,7 +34,7 @@ class Duel:
         self.start = np.random.default_rng(seed).normal(size=self.problem.size) * 0.1
         self.start = flatten(unflatten(self.start, dtype))  # what the dtype holds of it
         keys = jax.random.split(jax.random.key(seed + 1), rounds)
-        self.cohorts = [np.asarray(sample_cohort(k, POPULATION, COHORT)) for k in keys]
+        self.cohorts = cohorts or [np.asarray(sample_cohort(k, POPULATION, COHORT)) for k in keys]
         draw = jax.vmap(jax.vmap(lambda t, m: client_batches(self.key, t, self.data, m, work), (None, 0)))
         drawn = jax.tree.map(np.asarray, jax.jit(draw)(jnp.arange(rounds), jnp.asarray(np.array(self.cohorts))))
         self.batches = [
@@ -45,9 +45,10 @@ class Duel:
             for t, cohort in enumerate(self.cohorts)
         ]
 
-    def package(self, algorithm):
+    def package(self, algorithm, round_fn=None):
+        """States and infos of a run; ``round_fn`` may be the compiled round of an algorithm with other rates."""
         state = algorithm.init(unflatten(self.start, self.dtype))
-        round_fn = jax.jit(algorithm.round)
+        round_fn = round_fn or jax.jit(algorithm.round)
         states, infos = [state], []
         for cohort in self.cohorts:
             state, info = round_fn(self.key, state, Cohort(data=self.data, client_ids=jnp.asarray(cohort)))

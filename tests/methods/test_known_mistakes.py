@@ -21,6 +21,7 @@ from fedhyper_jax.data import Cohort, local_epochs, local_steps, pack
 from fedhyper_jax.methods import fedexp, fedprox, make_method, server_mechanic
 from fedhyper_jax.methods.authors_rules import reference_local_rule
 from fedhyper_jax.parts.client_rules import ClientFacts
+from tests.helpers import product
 from tests.reference.hand_traces import HAND_TRACES
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -144,9 +145,9 @@ def test_servers_without_a_rate_are_optaxs_on_the_pseudo_gradients(name, options
 
     Mechanic's first step is its first scale: with no sum of updates yet, s = 0.1 and w ← w − 0.1 Δ.
     """
-    pseudo_gradients = [[3.0, -1.0], [1.0, 2.0], [2.0, 2.0], [-1.0, 0.5], [0.5, 0.5]]
-    states, _ = play(name, steady(*pseudo_gradients), w0=(2.0, 1.0), **options)
-    w, expected = jnp.asarray([2.0, 1.0]), []
+    pseudo_gradients = [[3.0, -1.0, 0.0], [1.0, 2.0, 1.0], [2.0, 2.0, -1.0], [-1.0, 0.5, 0.5], [0.5, 0.5, 0.0]]
+    states, _ = play(name, steady(*pseudo_gradients), w0=(2.0, 1.0, 1.0), **options)
+    w, expected = jnp.asarray([2.0, 1.0, 1.0]), []
     state = optimizer.init(w)
     for gradient in pseudo_gradients:
         update, state = optimizer.update(jnp.asarray(gradient), state, w)
@@ -154,7 +155,7 @@ def test_servers_without_a_rate_are_optaxs_on_the_pseudo_gradients(name, options
         expected.append(w)
     close(states.params, expected)
     if name == "server_mechanic":
-        close(states.params[0], [2 - 0.3, 1 + 0.1])
+        close(states.params[0], [2 - 0.3, 1 + 0.1, 1])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -164,23 +165,23 @@ def test_servers_without_a_rate_are_optaxs_on_the_pseudo_gradients(name, options
 ORTHOGONAL = [[[2, 0, 0, 0]], [[0, 2, 0, 0]], [[0, 0, 2, 0]], [[0, 0, 0, 2]]]
 
 
-@TRANSCRIBED
 @pytest.mark.parametrize(
     ("clients", "epsilon", "rate"),
     [
         # Four orthogonal updates of squared norm 4, mean of squared norm 1: 4/(2·1) = S/2; without the 1/2 it is 4.
-        (ORTHOGONAL, 0.0, 2.0),
+        product(ORTHOGONAL, 0.0, 2.0),
         # ε = 1/4: 4/(2·5/4); the published code's S·ε gives 4/(2·2) = 1.
-        (ORTHOGONAL, 0.25, 1.6),
+        product(ORTHOGONAL, 0.25, 1.6),
         # Equal updates: the ratio is 1/2, the floor 1.
-        ([[[2, 0, 0, 0]]] * 4, 0.0, 1.0),
-        # p = (1/4, 3/4): (16 + 3·4)/4 = 7 over 2·(1 + 9/4); unweighted squares give 10/6.5, ‖Δ‖² above and below 1/2.
-        ([[[4, 0, 0, 0]], [[0, 2, 0, 0]] * 3], 0.0, 14 / 13),
+        product([[[2, 0, 0, 0]]] * 4, 0.0, 1.0),
+        # (Those are transcribed, of equal weights.)
+        # p = (1/4, 3/4): (16 + 3·4)/4 = 7 over 2·(1 − 3/2)²; unweighted squares give 20, ‖Δ‖² above and below 1/2.
+        ([[[4]], [[-2]] * 3], 0.0, 14.0),
     ],
 )
 def test_fedexp_extrapolates_by_half_the_mean_squared_norm(clients, epsilon, rate):
     """Mistake: the 1/2 or the floor left out; ‖mean‖² for the mean of ‖·‖²; ε times the cohort's size."""
-    _, infos = play("fedexp", [clients], w0=(0.0,) * 4, epsilon=epsilon)
+    _, infos = play("fedexp", [clients], w0=np.zeros(len(clients[0][0])), epsilon=epsilon)
     close(infos.global_rate, [rate])
 
 
@@ -188,13 +189,13 @@ def test_fedexp_measures_updates_from_the_present_parameters_and_evaluates_a_mea
     """Mistake: an anchor that goes stale from the third round on, as in FedHyper's code, where the rate sticks at 1;
     evaluation at the last iterate, or training that goes on from the evaluated mean.
 
-    The same four orthogonal updates each round: α = 2, and each coordinate moves by 2 · 2/4 = 1.
+    The same updates 3 and −1 each round: α = 5/(2 · 1), and w moves by 5/2.
     """
     algorithm = make_method("fedexp", linear, work=ONE_STEP, local_rate=1.0, epsilon=0.0)
-    states, infos = play("fedexp", [ORTHOGONAL] * 5, w0=(0.0,) * 4, epsilon=0.0)
-    close(infos.global_rate, [2.0] * 5)
-    close(states.params, -np.arange(1, 6)[:, None] * np.ones(4))
-    close(algorithm.evaluated_params(states), -np.arange(0.5, 5)[:, None] * np.ones(4))
+    states, infos = play("fedexp", [[[[3]], [[-1]]]] * 4, epsilon=0.0)
+    close(infos.global_rate, [2.5] * 4)
+    close(states.params[:, 0], -2.5 * np.arange(1, 5))
+    close(algorithm.evaluated_params(states)[:, 0], -2.5 * np.arange(0.5, 4))
 
 
 @pytest.mark.parametrize(("name", "field"), [("decay_global", "global_rate"), ("decay_local", "local_rate")])
@@ -208,14 +209,7 @@ def test_decays_act_and_start_in_the_second_round(name, field):
     close(states.params[:, 0], [-1, -1.5, -1.75])
 
 
-@pytest.mark.parametrize(
-    ("name", "field", "expected"),
-    [
-        ("plateau_global", "global_rate", [1, 1, 1, 0.5, 0.5, 0.5, 0.25]),
-        ("plateau_local", "local_rate", [1, 1, 1, 1, 0.5, 0.5, 0.5]),
-    ],
-)
-def test_plateaus_reduce_the_rate_when_the_loss_rises_or_stays(name, field, expected):
+def test_plateaus_reduce_the_rate_when_the_loss_rises_or_stays():
     """Mistake: a loss that is to rise, not to fall; a patience off by one, as PyTorch counts it.
 
     Losses 3, 2, 4, 5, 1, 1, 1 with patience 2: rounds 2 and 3 are the first two without improvement, 5 and 6 the next.
@@ -225,8 +219,10 @@ def test_plateaus_reduce_the_rate_when_the_loss_rises_or_stays(name, field, expe
     def given_loss(w, batch):
         return batch["x"][:, 0] + 0 * w[0]
 
-    _, infos = play(name, steady(3, 2, 4, 5, 1, 1, 1), loss=given_loss, plateau_factor=0.5, patience=2)
-    close(getattr(infos, field), expected)
+    settings = {"loss": given_loss, "plateau_factor": 0.5, "patience": 2}
+    _, infos = play("plateau_global+plateau_local", steady(3, 2, 4, 5, 1, 1, 1), **settings)
+    close(infos.global_rate, [1, 1, 1, 0.5, 0.5, 0.5, 0.25])
+    close(infos.local_rate, [1, 1, 1, 1, 0.5, 0.5, 0.5])
 
 
 @TRANSCRIBED
@@ -345,6 +341,18 @@ def test_fedprox_is_anchored_at_the_present_global_parameters():
     close(states.params[:, 0], [-0.75, -1.5])
 
 
+@pytest.mark.parametrize(("weighting", "mean"), [("examples", 11), ("uniform", 10)])
+def test_scaffolds_c_is_a_mean_as_clients_count(weighting, mean):
+    """Mistake: shares of 1/N where examples count, or of examples where every client does.
+
+    Gradients 8 and 12 of one and three examples: c = (8 + 3 · 12)/4, or (8 + 12)/2.
+    """
+    settings = {"work": local_steps(2, 3), "population": 2, "weighting": weighting}
+    states, _ = play("scaffold", [[[[8]], [[12]] * 3]], **settings)
+    close(states.clients["control_variates"], [[[8], [12]]])
+    close(states.terms["control_variates"], [[mean]])
+
+
 @TRANSCRIBED
 @pytest.mark.parametrize(("loss", "steps"), [(linear, 3), (quadratic, 1)])
 def test_scaffolds_control_variates_are_gradients_and_c_is_their_mean(loss, steps):
@@ -407,12 +415,11 @@ def test_fednova_minimises_the_weighted_loss_whatever_the_numbers_of_steps(name,
     close(states.params[-1], [fixed_point], rtol=1e-9)
 
 
-@TRANSCRIBED
 @pytest.mark.parametrize(
     ("name", "optimizer", "effective_steps"),
     [
         # a = β (1, 3), τ_eff = (1/2 + 3 · 3/2)/4
-        ("fednova", None, 5 / 4),
+        product("fednova", None, 5 / 4),  # (transcribed)
         # ρ = 1/2: a = β (1, 1 + 3/2 + 7/4), τ_eff = (1/2 + 3 · 17/8)/4
         ("fednova", MOMENTUM, 55 / 32),
         # μ = 1: a = β (1, 1 + 1/2 + 1/4), but τ_eff is Σ p_m β K_m
@@ -446,15 +453,18 @@ def test_feddyn_adds_the_mean_of_all_clients_memories():
     close(states.params[:, 0], [-13.5, -24.75])
 
 
-def test_feddyn_weighs_its_regularizer_by_the_clients_share():
-    """Mistake: α_m = α · share, or α_m = α.
+@pytest.mark.parametrize(("weighting", "updates"), [("examples", [12, 22]), ("uniform", [14, 21])])
+def test_feddyn_weighs_its_regularizer_by_the_clients_share(weighting, updates):
+    """Mistake: α_m = α · share, or α_m = α where examples count; or shares where every client does.
 
     One and three examples: shares of the mean size 1/2 and 3/2, α_m = 2α and 2α/3. α = 1/4, β = 1, gradients 8 and 12:
-    steps g, then (1 − α_m) g: Δ = 8 + 4, 12 + 10.
+    steps g, then (1 − α_m) g: Δ = 8 + 4, 12 + 10. Uniformly 8 + 6, 12 + 9. Either way w moves by their plain mean,
+    and as far again by that of h.
     """
-    settings = {"work": local_steps(2, 3), "population": 2, "dynamic_weight": 0.25}
+    settings = {"work": local_steps(2, 3), "population": 2, "dynamic_weight": 0.25, "weighting": weighting}
     states, _ = play("feddyn", [[[[8]], [[12]] * 3]], **settings)
-    close(states.clients["dynamic_regularization"], [[[-12], [-22]]])
+    close(states.clients["dynamic_regularization"], -np.array(updates, float).reshape(1, 2, 1))
+    close(states.params, [[-2 * np.mean(updates)]])
 
 
 @TRANSCRIBED
@@ -491,11 +501,12 @@ def test_a_rate_that_moves_after_its_step_counts_as_it_was_used():
     SCAFFOLD's c_m of a constant gradient is that gradient, whatever the rates: 2/5.
     """
     settings = {"work": local_epochs(1, 1), "local_rate": 0.5, "population": 1}
-    states, infos = play("reference_CL+scaffold", [[[[0.4]] * 4]] * 2, **settings)
+    states, infos = play("reference_CL+scaffold", [[[[0.4]] * 3]] * 2, **settings)
     close(states.clients["control_variates"][:, 0], [[0.4], [0.4]])
     assert infos.client_rate_max[1] != 0.5
 
 
+@TRANSCRIBED
 def test_mime_lite_freezes_its_state_and_updates_it_from_the_full_gradient():
     """Mistake: a momentum that moves during local steps; a state updated from Δ, or from a uniform mean.
 
@@ -517,16 +528,18 @@ def test_mime_lite_freezes_its_state_and_updates_it_from_the_full_gradient():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@TRANSCRIBED
 def test_delta_sgd_compares_gradients_of_one_minibatch():
     """Mistake: the last step's gradient from its own minibatch, which measures the distance of centres as well.
 
     Two examples of curvature 2, centres 0 and 10, one a step: on one minibatch ‖g − g'‖ = 2 ‖w − w'‖, so β = γ/(2·2).
     """
-    settings = {"loss": quadratic, "work": local_steps(4, 1), "local_rate": 0.01, "scale": 1.0, "growth": 1e6}
+    settings = {"loss": quadratic, "work": local_steps(2, 1), "local_rate": 0.01, "scale": 1.0, "growth": 1e6}
     _, infos = play("delta_sgd", [[[[2, 0], [2, 10]]]], w0=(3.0,), **settings)
     close(infos.client_rate_max, [1 / 4])
 
 
+@TRANSCRIBED
 def test_delta_sgd_grows_by_the_root_of_one_plus_the_last_growth():
     """Mistake: √(1 + θ) without δ; no root; a θ that is not remembered; a state that outlives the round.
 
@@ -619,16 +632,19 @@ def test_clients_of_the_authors_code_follow_the_hand_traces(trace):
     its step instead of after; no cap of 1.1, no 1/S; b that outlives the round."""
     trace = HAND_TRACES[trace]
     last = np.zeros(3)
+
+    def transform(facts):
+        return reference_local_rule().transform((), jnp.asarray(trace["beta"]), facts)
+
+    update_fn = jax.jit(lambda facts, *args, **more: transform(facts).update(*args, **more))
     for t, clients in enumerate(trace["gradients"]):
         changes = []
         for m, gradients in clients.items():
             facts = ClientFacts(len(gradients), trace["steps_per_epoch"][m], 1.0, 1.0, len(clients))
-            transform = reference_local_rule().transform((), jnp.asarray(trace["beta"]), facts)
-            state, used, changed = transform.init(jnp.zeros(3)), [], np.zeros(3)
-            update_fn = jax.jit(transform.update)
+            state, used, changed = transform(facts).init(jnp.zeros(3)), [], np.zeros(3)
             for gradient in gradients:
                 used.append(state.multiplier)
-                change, state = update_fn(-jnp.asarray(gradient), state, global_update=-jnp.asarray(last))
+                change, state = update_fn(facts, -jnp.asarray(gradient), state, global_update=-jnp.asarray(last))
                 changed = changed + change
             close(used, trace["multipliers"][t][m])
             close(state.multiplier, trace["final_multipliers"][t][m])
@@ -655,10 +671,10 @@ def test_sl_of_the_authors_code_is_fedavg_exactly():
     """Mistake: an SL that acts, or weights by examples: there local rates are rebuilt at the top of each round."""
     clients = [[[1, 0]], [[3, 1]] * 3]
     settings = {"loss": quadratic, "work": local_steps(2, 3), "local_rate": 0.1, "w0": (5.0,)}
-    states, infos = play("reference_SL", [clients] * 4, **settings)
-    expected, _ = play("fedavg", [clients] * 4, weighting="uniform", **settings)
+    states, infos = play("reference_SL", [clients] * 3, **settings)
+    expected, _ = play("fedavg", [clients] * 3, weighting="uniform", **settings)
     np.testing.assert_array_equal(states.params, expected.params)
-    np.testing.assert_array_equal(infos.local_rate, [0.1] * 4)
+    np.testing.assert_array_equal(infos.local_rate, [0.1] * 3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_the_round_that_measures_moves_nothing(round_fn):
         rate = fh.retained_gain(loss_fn, work=EPOCHS).init(cast(params(), dtype)).local_rate.rate
         assert rate.dtype == dtype and rate > 0 and (1e3 * rate) ** 2 == 0
     states, infos = play(round_fn, begin(), rounds=3)
-    assert float(optax.tree.norm(states[1].pseudo_gradient)) == 0
+    assert np.sum(flatten(states[1].pseudo_gradient) ** 2) == 0
     assert infos.global_rate[:2].tolist() == [1, 1] and infos.global_rate[2] != 1
     assert infos.taken_back[0] == 0 and infos.participants[0] == len(sampled_cohorts(1)[0])
 
@@ -172,10 +172,10 @@ def test_the_scale_of_the_loss_divides_the_local_rate_and_changes_nothing_else(r
 
 
 def test_any_start_ends_alike(round_fn):
-    """Six decades of given rates, and the measured one: the losses end within 15 % of each other."""
+    """Given rates of six decades, and the measured one: the losses end within 15 % of each other."""
     every = np.arange(sum(SIZES))
     losses = []
-    for settings in ({}, *({"start": "given", "local_rate": 10.0**power} for power in range(-4, 3))):
+    for settings in ({}, *({"start": "given", "local_rate": 10.0**power} for power in (-4, -2, 0, 2))):
         states, infos = play(round_fn, begin(**settings), rounds=60)
         assert np.isfinite(flatten(states[-1].params)).all() and infos.taken_back.sum() < 15
         losses.append(problem().loss(flatten(states[-1].params), every))
@@ -254,6 +254,7 @@ def test_one_step_on_a_parabola(one_step, curvature):
     assert not any(int(info.taken_back) for info in infos)
 
 
+@pytest.mark.product  # of the page, not of the rule, which its transcription above holds
 def test_several_steps_with_noise_on_a_parabola():
     """The formula of docs/retained_gain.md: a client at the distance e, minibatches that shift its minimum by noise."""
     curvature, rate, steps, distance, noise, population = 3.0, 0.15, 3, 0.7, 1.0, 3000
@@ -285,14 +286,14 @@ def plain(a):
 
 
 COMPOSITIONS = {
-    "fedavgm+fedprox": ({"proximal_weight": 0.6}, lambda a: plain(a) + 0.6 / CURVATURE * a**2),
+    "fedadam+fedprox": ({"proximal_weight": 0.6}, lambda a: plain(a) + 0.6 / CURVATURE * a**2),
     "scaffold+fedexp": ({"population": 4}, None),
     "fednova+G": ({"client_optimizer": MOMENTUM}, lambda a: plain(a) - a / 2),
-    "fedadam": ({}, plain),
 }
 SINGLY = {
+    "fedadam": ({}, plain),
     "fedavgm": ({}, plain),
-    "fedprox": ({"proximal_weight": 0.6}, COMPOSITIONS["fedavgm+fedprox"][1]),
+    "fedprox": ({"proximal_weight": 0.6}, COMPOSITIONS["fedadam+fedprox"][1]),
     "scaffold": ({"population": 4}, None),
     "fednova": ({}, plain),
     "fedexp": ({}, plain),
@@ -306,7 +307,9 @@ SINGLY = {
 @pytest.mark.parametrize(
     ("name", "settings", "left"),
     [
-        *((name, *case) for name, case in COMPOSITIONS.items()),
+        *((name, *case) for name, case in COMPOSITIONS.items() if case[1]),
+        # Of the others test_probes.py plays FedDyn and FedCM with it.
+        *(product(name, *case) for name, case in COMPOSITIONS.items() if not case[1]),
         *(product(name, *case, id=name) for name, case in SINGLY.items()),
     ],
 )

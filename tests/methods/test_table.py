@@ -27,6 +27,7 @@ from fedhyper_jax.shell.experiment import build_experiment
 from fedhyper_jax.shell.method_pages import _code, _escaped
 from fedhyper_jax.shell.panels import Curve, _distinct
 from fedhyper_jax.shell.records import read_records
+from tests.helpers import without_pictures
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "methods.md"
 SMALL = {"data": DataConfig(clients=20), "model": ModelConfig(name="logistic")}
@@ -130,7 +131,8 @@ def test_options_of_the_command_line_go_before_those_of_the_file(tmp_path):
     assert parsed("--config", str(path), "--hyper-rate", "None").hyper_rate is None
 
 
-def test_names_that_are_joined_run_with_their_options(tmp_path):
+def test_names_that_are_joined_run_with_their_options(tmp_path, monkeypatch):
+    without_pictures(monkeypatch)
     arguments = "--clients 5 --cohort-size 4 --local-steps 2 --batch-size 8 --model logistic --rounds 2 --quiet".split()
     arguments += ["--no-evaluate-clients", "--method", "scaffold+fedprox+fedexp", "--out", str(tmp_path)]
     assert main(["run", *arguments, "--options", "proximal_weight", "0.01", "epsilon", "1e-30"]) == 0
