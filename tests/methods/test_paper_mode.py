@@ -138,8 +138,8 @@ def test_any_optimizers_on_either_side_equal_the_reference(ragged, float64, serv
 
 
 def test_schedules_of_both_rates_equal_the_reference(ragged, float64):
-    work = WORKS["epochs"]
-    duel = cached_duel(jnp.float64, work, ragged)
+    work = local_steps(4, batch_size=8, with_replacement=True)
+    duel = Duel(ragged, jnp.float64, work)
     algorithm = fedavg(
         loss_fn,
         work=work,
