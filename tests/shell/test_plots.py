@@ -4,7 +4,8 @@ import matplotlib.image
 import pytest
 
 from fedhyper_jax.shell.config import CompareConfig, ConfigError, MethodConfig, RunConfig
-from fedhyper_jax.shell.plots import _comparison_figures, _run_figures, plot_folder
+from fedhyper_jax.shell.figures import comparison_figures, run_figures
+from fedhyper_jax.shell.plots import plot_folder
 from fedhyper_jax.shell.records import append_records, prepare_folder
 
 RUN_PLOTS = {"accuracy", "global_rate", "local_rates", "inner_product", "clipped_share", "overview"}
@@ -89,7 +90,7 @@ def test_plots_of_a_comparison(tmp_path):
 
 @pytest.mark.parametrize("method", ["G+SL", "G+CL", "fedavg", "decay_local", "fedexp"])
 def test_the_curve_of_a_run_is_solid(method):
-    figures = _run_figures(evaluated_every(1, 4), RunConfig(method=MethodConfig(name=method)), {})
+    figures = run_figures(evaluated_every(1, 4), RunConfig(method=MethodConfig(name=method)), {})
     for name, figure in figures.items():
         curves = [line for axes in figure.axes for line in axes.lines if len(line.get_xdata()) == 4]
         assert len(curves) == (5 if name == "overview" else 1)
@@ -102,7 +103,7 @@ def test_the_curves_of_a_comparison_differ_in_dashes():
         for method in ("fedavg", "G+SL", "G")
         for record in evaluated_every(1, 4, method=method, initial_local_rate=0.1, seed=0)
     ]
-    axes = _comparison_figures(records, None, {})["overview"].axes[0]
+    axes = comparison_figures(records, None, {})["overview"].axes[0]
     styles = {line.get_label(): line.get_linestyle() for line in axes.lines}
     assert styles == {"FedAvg": "--", "FedHyper-G+SL": "--", "FedHyper-G": "-"}
 
@@ -110,14 +111,14 @@ def test_the_curves_of_a_comparison_differ_in_dashes():
 @pytest.mark.parametrize("every", [1, 5, 20])
 def test_all_panels_begin_at_0_and_end_at_the_last_round(every):
     records = evaluated_every(every, 20, method="G", initial_local_rate=0.1, seed=0)
-    figures = [*_run_figures(records, None, {}).values(), *_comparison_figures(records, None, {}).values()]
+    figures = [*run_figures(records, None, {}).values(), *comparison_figures(records, None, {}).values()]
     panels = [axes for figure in figures for axes in figure.axes]
     assert len(panels) == 5 + 5 + 3 + 4
     assert {axes.get_xlim() for axes in panels} == {(0, 20.4)}
 
 
 def test_one_evaluation_is_a_point():
-    figures = _run_figures(evaluated_every(20, 20), None, {})
+    figures = run_figures(evaluated_every(20, 20), None, {})
     (accuracy,) = figures["accuracy"].axes[0].lines
     assert accuracy.get_xdata().tolist() == [20] and accuracy.get_marker() == "o"
     assert figures["global_rate"].axes[0].lines[0].get_marker() == "None"
