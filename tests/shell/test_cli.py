@@ -2,8 +2,6 @@ import dataclasses
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -431,15 +429,6 @@ def test_help_is_on_standard_output(arguments, capsys):
     assert main(arguments) == 0
     captured = capsys.readouterr()
     assert "usage: fedhyper" in captured.out and captured.err == ""
-
-
-def test_help_loads_no_slow_library():
-    code = (
-        "import sys; from fedhyper_jax.shell.cli import main; main(['compare', '--help']); "
-        "print([m for m in ('matplotlib', 'orbax', 'flax', 'tensorflow_datasets', 'sklearn') if m in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[-1] == "[]"
 
 
 def test_processes_share_out_the_methods_of_a_comparison_not_its_cohorts(monkeypatch):

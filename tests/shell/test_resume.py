@@ -295,7 +295,9 @@ def test_another_run_is_refused_with_the_difference(stopped, capsys, monkeypatch
     assert contents(folder) == before
 
 
-def test_equal_options_and_a_moved_folder_whose_name_looks_like_a_pattern(stopped, undisturbed, tmp_path):
+def test_equal_options_and_a_moved_folder_whose_name_looks_like_a_pattern(
+    stopped, undisturbed, tmp_path, drawn_quickly
+):
     folder = pathlib.Path(shutil.move(stopped(6), tmp_path / "r[1]*"))
     arguments = ["--rounds", "10", "--out", str(folder), "--processes", "1", "--quiet"]
     assert main(["run", "--resume", str(folder), *arguments]) == 0

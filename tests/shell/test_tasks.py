@@ -19,6 +19,8 @@ from fedhyper_jax.shell.report import print_comparison, summarise_cells, summari
 from fedhyper_jax.tasks import Measure
 from tests.helpers import cases
 
+from .conftest import overviews_only
+
 QUICK = ["--quiet", "--strategy", "sequential", "--cohort-size", "4", "--method", "G"]
 ERROR = Measure(name="squared_error", higher_is_better=False, guessing=1.0, guessing_loss=0.5, target=0.6)
 
@@ -27,7 +29,8 @@ ERROR = Measure(name="squared_error", higher_is_better=False, guessing=1.0, gues
 def regression(tmp_path_factory):
     folder = tmp_path_factory.mktemp("regression") / "run"
     options = ["--clients", "10", "--model", "logistic", "--rounds", "4", "--local-rate", "0.03"]
-    assert main(["run", *QUICK, *options, "--data", "diabetes", "--out", str(folder)]) == 0
+    with overviews_only():
+        assert main(["run", *QUICK, *options, "--data", "diabetes", "--out", str(folder)]) == 0
     return folder
 
 
