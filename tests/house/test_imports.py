@@ -134,9 +134,8 @@ def test_heavy_libraries_are_loaded_when_they_are_needed():
     never = "tensorflow tensorflow_datasets orbax matplotlib sklearn PIL array_record"
     program = "import sys\n"
     for step, unwanted in STEPS.values():
-        program += (
-            f"{step}\nprint('loaded', [name for name in {f'{never} {unwanted}'.split()} if name in sys.modules])\n"
-        )
+        names = f"{never} {unwanted}".split()
+        program += f"{step}\nprint('loaded', [name for name in {names} if name in sys.modules])\n"
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
     )

@@ -37,11 +37,11 @@ def no_pictures(monkeypatch):
 
 @contextlib.contextmanager
 def overviews_only():
-    """Of pictures only the overviews are drawn, which have all panels; the other files are empty."""
+    """Of pictures only the overviews are drawn, which have all panels, and one rate; the other files are empty."""
     draw = Figure.savefig
 
     def savefig(figure, path, **options):
-        draw(figure, path, **options) if path.stem == "overview" else path.touch()
+        draw(figure, path, **options) if path.stem in ("overview", "rate_0.5") else path.touch()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", savefig)
