@@ -148,11 +148,12 @@ def test_the_demo_overwrites_only_itself(tmp_path, monkeypatch, capsys):
     assert main(command) == 2  # and what is there now is not the demo's
 
 
-def test_debug_runs_without_compilation_and_gives_the_same(run_folder, tmp_path):
-    out = tmp_path / "debug"
-    assert main([*RUN, "--strategy", "debug", "--rounds", "1", "--no-evaluate-clients", "--out", str(out)]) == 0
-    (eager,) = read_records(out)
-    assert eager["loss"] == pytest.approx(read_records(run_folder)[0]["loss"], rel=1e-4)
+def test_debug_runs_without_compilation_and_gives_the_same(compare_folder, tmp_path):
+    debug = ["run", *TINY, "--strategy", "debug", "--rounds", "1", "--no-evaluate-clients", "--method", "fedavg"]
+    assert main([*debug, "--local-rate", "0.02", "--out", str(tmp_path / "debug")]) == 0
+    (eager,), compiled = read_records(tmp_path / "debug"), read_records(compare_folder)[0]
+    assert (compiled["method"], compiled["initial_local_rate"], compiled["seed"]) == ("fedavg", 0.02, 0)
+    assert eager["loss"] == pytest.approx(compiled["loss"], rel=1e-4)
 
 
 def test_diverging_clients_are_reported(tmp_path, capsys):

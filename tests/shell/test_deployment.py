@@ -24,7 +24,7 @@ from fedhyper_jax.shell.experiment import build_experiment
 from fedhyper_jax.shell.figures import common_marks
 from fedhyper_jax.shell.records import read_records, read_summary
 
-QUICK = ["--quiet", "--strategy", "vectorized", "--clients", "20", "--cohort-size", "10", "--model", "logistic"]
+QUICK = ["--quiet", "--strategy", "sequential", "--clients", "20", "--cohort-size", "10", "--model", "logistic"]
 QUICK += ["--local-steps", "2", "--batch-size", "8", "--no-evaluate-clients", "--method", "fedavg"]
 SMALL = {"data": DataConfig(clients=20), "model": ModelConfig(name="logistic")}
 
