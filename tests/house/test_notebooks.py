@@ -43,9 +43,10 @@ def sequential(*arguments, whole=fedhyper_jax.fedavg, **settings):
     return whole(*arguments, **{**settings, "strategy": "sharded(sequential)"})
 
 presets.preset_config, fedhyper_jax.sweep, fedhyper_jax.fedavg = shorter, one_round, sequential
+fedhyper_jax.use_all_cores = lambda: None
 """
 """What is run before the first cell: the comparison that `make demo` and `make test-all` run whole, cut short, and one
-round of the sweep, by the strategy that compiles fastest."""
+round of the sweep, by the strategy that compiles fastest, on one device (test_docs.py runs on all cores)."""
 
 
 # jupyter_client and its event loop are not ours to mend.
