@@ -70,14 +70,21 @@ def load_digits() -> Dataset:
     )
 
 
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels, from scikit-learn's file; importing scikit-learn takes twenty times as long as reading it."""
+def _table(name: str, delimiter: str | None = None) -> np.ndarray | None:
+    """A table of scikit-learn's, if its file is where it was; importing scikit-learn takes longer than reading it."""
     package = importlib.util.find_spec("sklearn")
     for folder in (package and package.submodule_search_locations) or ():
-        file = pathlib.Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        file = pathlib.Path(folder) / "datasets" / "data" / name
         if file.is_file():
-            table = np.loadtxt(file, delimiter=",")
-            return table[:, :-1], table[:, -1]
+            return np.loadtxt(file, delimiter=delimiter)
+    return None
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels."""
+    table = _table("digits.csv.gz", ",")
+    if table is not None:
+        return table[:, :-1], table[:, -1]
     from sklearn.datasets import load_digits
 
     return load_digits(return_X_y=True)
@@ -99,9 +106,7 @@ def load_diabetes() -> Dataset:
 
     Reference: Efron, Hastie, Johnstone, Tibshirani, "Least Angle Regression", Annals of Statistics 32 (2004)
     """
-    from sklearn.datasets import load_diabetes as load
-
-    x, y = load(return_X_y=True, scaled=False)
+    x, y = _diabetes()
     in_test = np.arange(len(y)) % 5 == 4
 
     def standardised(array: np.ndarray) -> np.ndarray:
@@ -118,6 +123,16 @@ def load_diabetes() -> Dataset:
         source="scikit-learn's diabetes, standardised",
         task="regression",
     )
+
+
+def _diabetes() -> tuple[np.ndarray, np.ndarray]:
+    """Measurements and how far the disease has gone."""
+    x, y = _table("diabetes_data_raw.csv.gz"), _table("diabetes_target.csv.gz")
+    if x is not None and y is not None:
+        return x, y
+    from sklearn.datasets import load_diabetes
+
+    return load_diabetes(return_X_y=True, scaled=False)
 
 
 def load_fashion_mnist(

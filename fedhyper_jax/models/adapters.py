@@ -2,13 +2,17 @@
 
 import inspect
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from flax import errors, linen, nnx
+from flax import errors, linen
 
 from fedhyper_jax._threefry import unrolled
 from fedhyper_jax.base import Model, Params
+
+if TYPE_CHECKING:  # NNX takes longer to import than the rest of flax, and no model of this package is one
+    from flax import nnx
 
 _REMEDY = (
     "a federated model has parameters only, since the server averages nothing else; "
@@ -88,7 +92,7 @@ def from_linen(module: linen.Module, *, train: linen.Module | None = None) -> Mo
     return Model(init, apply, apply_in_training if switches or train is not None else None)
 
 
-def from_nnx(module_or_factory: nnx.Module | Callable[[nnx.Rngs], nnx.Module]) -> Model:
+def from_nnx(module_or_factory: "nnx.Module | Callable[[nnx.Rngs], nnx.Module]") -> Model:
     """A model from a flax NNX module, or better from a factory ``rngs -> module``.
 
     The module is split once into its static graph and its parameters; apply(params, inputs) merges the two and calls
@@ -121,6 +125,8 @@ def from_nnx(module_or_factory: nnx.Module | Callable[[nnx.Rngs], nnx.Module]) -
     Reference:
       Flax, https://flax.readthedocs.io.
     """
+    from flax import nnx
+
     given = module_or_factory
     if isinstance(given, nnx.Module):
         module = given

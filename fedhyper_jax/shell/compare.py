@@ -76,12 +76,12 @@ def compare(
 
     Example:
       >>> import tempfile
-      >>> from fedhyper_jax.shell.config import GridConfig, ModelConfig, RunSettings
+      >>> from fedhyper_jax.shell.config import DataConfig, GridConfig, ModelConfig, RunSettings
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     grid = GridConfig(methods=("fedavg", "G"), local_rates=(0.1,), seeds=1)
       ...     settings = RunSettings(rounds=3, strategy="sequential", out=folder)
-      ...     model = ModelConfig(name="logistic")
-      ...     summary = compare(CompareConfig(model=model, compare=grid, run=settings))
+      ...     model, data = ModelConfig(name="logistic"), DataConfig(evaluate_clients=False)
+      ...     summary = compare(CompareConfig(data=data, model=model, compare=grid, run=settings))
       >>> [cell["method"] for cell in summary["cells"]]
       ['fedavg', 'G']
     """

@@ -23,6 +23,7 @@ from fedhyper_jax.shell.config import ConfigError
 
 _COORDINATOR, _INDEX, _COUNT = "_FEDHYPER_COORDINATOR", "_FEDHYPER_INDEX", "_FEDHYPER_COUNT"
 _ACCELERATORS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_plugins", "libtpu")
+_COMMAND = [sys.executable, "-m", "fedhyper_jax.shell.cli"]
 _PATIENCE = 10.0
 """Seconds that processes are given to end by themselves."""
 
@@ -80,7 +81,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             pin = {available[index % len(available)]} if available else set()
             members.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "fedhyper_jax.shell.cli", *arguments],
+                    [*_COMMAND, *arguments],
                     env={
                         **os.environ,
                         _COORDINATOR: coordinator,

@@ -1,6 +1,6 @@
 """The panels of pictures: what is drawn into one pair of axes, and how the curves of methods look.
 
-`plots` reads a run folder and puts panels together.
+`figures` puts panels together.
 """
 
 from collections.abc import Callable, Sequence

@@ -50,15 +50,16 @@ def load_run(folder: str | os.PathLike) -> Run:
     Example:
       >>> import tempfile
       >>> import fedhyper_jax as fh
-      >>> from fedhyper_jax.shell.config import DataConfig, ModelConfig, RunConfig, SimulationConfig
+      >>> from fedhyper_jax.shell.config import DataConfig, MethodConfig, ModelConfig, RunConfig, SimulationConfig
       >>> from fedhyper_jax.shell.train import train
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     settings = SimulationConfig(rounds=2, strategy="sequential", out=folder)
-      ...     model, data = ModelConfig(name="logistic"), DataConfig(evaluate_clients=False)
-      ...     summary = train(RunConfig(model=model, data=data, run=settings))
+      ...     method, model = MethodConfig(name="G"), ModelConfig(name="logistic")
+      ...     data = DataConfig(evaluate_clients=False)
+      ...     summary = train(RunConfig(data=data, model=model, method=method, run=settings))
       ...     run = fh.load_run(folder)
       >>> run.config.method.name, run.history["accuracy"].shape, run.summary["status"]
-      ('retained_gain', (2,), 'finished')
+      ('G', (2,), 'finished')
       >>> run.model.apply(run.params, np.zeros((5, 8, 8, 1), np.float32)).shape
       (5, 10)
     """

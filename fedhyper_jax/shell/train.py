@@ -62,10 +62,11 @@ def train(
 
     Example:
       >>> import tempfile
-      >>> from fedhyper_jax.shell.config import ModelConfig, SimulationConfig
+      >>> from fedhyper_jax.shell.config import MethodConfig, ModelConfig, SimulationConfig
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     settings = SimulationConfig(rounds=3, strategy="sequential", out=folder)
-      ...     config = RunConfig(model=ModelConfig(name="logistic"), run=settings)
+      ...     method, model = MethodConfig(name="G", local_rate=0.05), ModelConfig(name="logistic")
+      ...     config = RunConfig(method=method, model=model, run=settings)
       ...     summary = train(config)
       ...     again = train(config, resume=True)  # nothing is left to do
       >>> summary["status"], summary["rounds"], again == summary

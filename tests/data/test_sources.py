@@ -78,6 +78,16 @@ def test_digits_are_those_of_scikit_learn_wherever_its_file_is(monkeypatch):
             np.testing.assert_array_equal(ours, theirs)
 
 
+def test_the_patients_are_those_of_scikit_learn_wherever_its_files_are(monkeypatch):
+    from sklearn.datasets import load_diabetes as original
+
+    for hidden in (False, True):
+        if hidden:
+            monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+        for ours, theirs in zip(sources._diabetes(), original(return_X_y=True, scaled=False), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 def installed_fashion_mnist():
     try:
         return load_fashion_mnist(source="idx")

@@ -13,8 +13,12 @@ JOINED = ("extending.md",)
 """Pages whose snippets build on each other."""
 
 
-SEQUENTIAL = ('strategy="chunked(10)"', 'strategy="sequential"')
-"""The one is the other ten clients at a time (test_strategies.py), and compiles half as fast."""
+SEQUENTIAL = {
+    'strategy="chunked(10)"': 'strategy="sequential"',
+    'cohort.sharded("chunked(5)")': 'cohort.sharded("sequential")',
+    "work=work": 'work=work, strategy="sequential"',
+}
+"""The one is the other several clients at a time (test_strategies.py), and compiles half as fast."""
 
 
 def snippets_of(page):
@@ -27,12 +31,14 @@ SNIPPETS = [(page.name, snippet) for page in sorted(DOCS.glob("*.md")) for snipp
 
 @pytest.mark.parametrize(("page", "snippet"), SNIPPETS, ids=[f"{page}-{i}" for i, (page, _) in enumerate(SNIPPETS)])
 def test_snippet(page, snippet):
+    for given, quick in SEQUENTIAL.items():
+        snippet = snippet.replace(given, quick)
     if "use_all_cores" in snippet:
         losses = in_a_new_process(f"{snippet}\nprint(*history.info.client_loss)").split()
         assert np.isfinite(np.array(losses, float)).all() and len(losses) == 3
         return
     names = {}
-    exec(compile(snippet.replace(*SEQUENTIAL), page, "exec"), names)
+    exec(compile(snippet, page, "exec"), names)
     if "history" in names:
         assert np.isfinite(names["history"].info.client_loss).all()
 

@@ -121,16 +121,26 @@ def test_heavy_libraries_stay_in_their_folders(library):
             assert folder(name) in HEAVY[library], f"{name} imports {library}"
 
 
-def test_importing_the_package_loads_nothing_heavy():
-    """Nor does reading the digits load scikit-learn, which takes two seconds."""
-    heavy = ["flax", "tensorflow", "tensorflow_datasets", "orbax", "matplotlib", "sklearn", "PIL", "rich", "tyro"]
-    heavy += ["array_record"]
-    program = "import sys; from fedhyper_jax.data import load; load('digits'); "
-    program += f"print([name for name in {heavy} if name in sys.modules])"
+STEPS = {
+    "the package": ("from fedhyper_jax.data import load; load('digits')", "rich tyro flax"),
+    "help": ("from fedhyper_jax.shell.cli import main; main(['compare', '--help'])", "flax"),
+    "the commands that train": ("from fedhyper_jax.shell import train, compare", "flax.nnx"),
+}
+"""What a user waits for, one after the other, and what has not been loaded then beside what never should be."""
+
+
+def test_heavy_libraries_are_loaded_when_they_are_needed():
+    """So reading the digits does not load scikit-learn, which takes two seconds."""
+    never = "tensorflow tensorflow_datasets orbax matplotlib sklearn PIL array_record"
+    program = "import sys\n"
+    for step, unwanted in STEPS.values():
+        names = f"{never} {unwanted}".split()
+        program += f"{step}\nprint('loaded', [name for name in {names} if name in sys.modules])\n"
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
     )
-    assert result.stdout.strip() == "[]"
+    loaded = [line for line in result.stdout.splitlines() if line.startswith("loaded")]
+    assert dict(zip(STEPS, loaded, strict=True)) == dict.fromkeys(STEPS, "loaded []")
 
 
 def test_tests_mirror_the_folders():

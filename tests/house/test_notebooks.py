@@ -32,17 +32,21 @@ def shorter(name, command, *, whole=presets.preset_config):
     import dataclasses
     config = whole(name, command)
     data = dataclasses.replace(config.data, evaluate_clients=False)
-    grid = dataclasses.replace(config.compare, methods=("SL",), seeds=2)
+    grid = dataclasses.replace(config.compare, methods=("SL",), local_rates=(0.3,), seeds=2)
     run = dataclasses.replace(config.run, rounds=4, strategy="sequential")
     return dataclasses.replace(config, data=data, compare=grid, run=run)
 
 def one_round(*arguments, whole=fedhyper_jax.sweep, **settings):
     return whole(*arguments, **{**settings, "rounds": 1})
 
-presets.preset_config, fedhyper_jax.sweep = shorter, one_round
+def sequential(*arguments, whole=fedhyper_jax.fedavg, **settings):
+    return whole(*arguments, **{**settings, "strategy": "sharded(sequential)"})
+
+presets.preset_config, fedhyper_jax.sweep, fedhyper_jax.fedavg = shorter, one_round, sequential
+fedhyper_jax.use_all_cores = lambda: None
 """
 """What is run before the first cell: the comparison that `make demo` and `make test-all` run whole, cut short, and one
-round of the sweep."""
+round of the sweep, by the strategy that compiles fastest, on one device (test_docs.py runs on all cores)."""
 
 
 # jupyter_client and its event loop are not ours to mend.

@@ -4,7 +4,9 @@ import contextlib
 import io
 
 import pytest
+from matplotlib.figure import Figure
 
+from fedhyper_jax.shell import compare, train
 from fedhyper_jax.shell.cli import main
 from tests.helpers import without_pictures
 
@@ -29,14 +31,44 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    """The folders that tests share have theirs, and so has what tests draw."""
+    """The folders that tests share have empty ones; what `fedhyper plot` draws is drawn."""
     without_pictures(monkeypatch)
+
+
+@contextlib.contextmanager
+def overviews_only():
+    """Of pictures only the overviews are drawn, which have all panels, and one rate; the other files are empty."""
+    draw = Figure.savefig
+
+    def savefig(figure, path, **options):
+        draw(figure, path, **options) if path.stem in ("overview", "rate_0.5") else path.touch()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", savefig)
+        yield
+
+
+@pytest.fixture
+def drawn_quickly():
+    """`overviews_only` for a test."""
+    with overviews_only():
+        yield
+
+
+@contextlib.contextmanager
+def empty_pictures():
+    """Commands leave the folder of their pictures, and no picture."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (train, compare):
+            patch.setattr(module, "plot_folder", lambda folder: (folder / "plots").mkdir())
+        yield
 
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "first"
-    assert main([*RUN, "--out", str(folder)]) == 0
+    with empty_pictures():
+        assert main([*RUN, "--out", str(folder)]) == 0
     return folder
 
 
@@ -45,7 +77,7 @@ def comparison(tmp_path_factory):
     """The run folder of a comparison, and what was printed on standard output and standard error."""
     folder = tmp_path_factory.mktemp("compare") / "first"
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), empty_pictures():
         assert main([*COMPARE, "--out", str(folder)]) == 0
     return folder, out.getvalue(), err.getvalue()
 

@@ -56,7 +56,7 @@ def test_plots_need_a_place(folder, capsys):
     assert "cannot write to" in refusal(capsys, "plot", folder)
 
 
-def test_an_edited_configuration_is_no_reason_not_to_plot(folder):
+def test_an_edited_configuration_is_no_reason_not_to_plot(folder, drawn_quickly):
     config = folder / "config.toml"
     config.write_text(config.read_text().replace('"absolute"', '"bogus"'))
     assert main(["plot", str(folder)]) == 0

@@ -21,10 +21,10 @@ from fedhyper_jax.shell.config import (
 )
 from fedhyper_jax.shell.deployment import DeploymentConfig, make_participation
 from fedhyper_jax.shell.experiment import build_experiment
-from fedhyper_jax.shell.plots import _marks
+from fedhyper_jax.shell.figures import common_marks
 from fedhyper_jax.shell.records import read_records, read_summary
 
-QUICK = ["--quiet", "--strategy", "vectorized", "--clients", "20", "--cohort-size", "10", "--model", "logistic"]
+QUICK = ["--quiet", "--strategy", "sequential", "--clients", "20", "--cohort-size", "10", "--model", "logistic"]
 QUICK += ["--local-steps", "2", "--batch-size", "8", "--no-evaluate-clients", "--method", "fedavg"]
 SMALL = {"data": DataConfig(clients=20), "model": ModelConfig(name="logistic")}
 
@@ -118,7 +118,7 @@ def test_bounds_of_rates_come_from_the_state():
 def test_bounds_are_drawn_where_methods_agree():
     grid = GridConfig(methods=("SL", "G", "fedadam+G"), local_rates=(0.1, 0.2))
     config = CompareConfig(method=MethodSettings(global_bounds="relative"), compare=grid, **SMALL)
-    marks = {rate: _marks({"rate_bounds": bounds(config)}, rate) for rate in grid.local_rates}
+    marks = {rate: common_marks({"rate_bounds": bounds(config)}, rate) for rate in grid.local_rates}
     assert marks[0.1].global_bounds is None  # G's and fedadam+G's differ
     assert marks[0.1].local_bounds == pytest.approx([0.01, 1.0])
     assert marks[0.2].local_bounds == pytest.approx([0.02, 2.0])

@@ -14,12 +14,16 @@ from fedhyper_jax.shell.records import read_records, read_summary
 from tests.helpers import product
 
 TINY = fifty_kills.TINY.split()
+WITHOUT_PICTURES = (
+    "import sys; from fedhyper_jax.shell import cli, train; train.plot_folder = lambda folder: []; sys.exit(cli.main())"
+)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """The processes started here compile a program once."""
+    """The processes started here compile a program once, and draw nothing."""
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+    monkeypatch.setattr(fifty_kills, "FEDHYPER", [sys.executable, "-c", WITHOUT_PICTURES])
 
 
 @pytest.mark.parametrize("times", [1, product(3)])

@@ -21,52 +21,67 @@ RUN = ["run", *QUICK, "--quiet", "--cohort-size", "5", "--method", "G+SL", "--lo
 SEQUENTIAL = ["--strategy", "sequential"]  # which compiles in half the time
 
 
-@pytest.fixture
-def two_devices(monkeypatch):
-    """For the processes that are started: two devices each, and no number of processes said."""
-    monkeypatch.setenv("XLA_FLAGS", f"{ONE_DEVICE} --xla_force_host_platform_device_count=2")
-    monkeypatch.delenv("FEDHYPER_PROCESSES")
+MEMBER = """
+import sys
+from fedhyper_jax.shell import cli, compare, launch, train
+
+for module in (train, compare):  # one process draws: a second one would be refused
+    module.plot_folder = lambda folder: (folder / "plots").mkdir()
+status = cli.main(sys.argv[1:])
+launch.join = lambda: None  # once is enough
+sys.exit(status or cli.main({second!r}))
+"""
+"""What the processes run in which nothing is drawn: what they are told, and a second command."""
 
 
-def command(arguments, **environment):
+def command(arguments, before="pass"):
+    """A command in a process of its own, whose processes get two devices each."""
+    program = f"import sys; from fedhyper_jax.shell import cli, launch; {before}; sys.exit(cli.main())"
+    environment = {**os.environ, "XLA_FLAGS": f"{ONE_DEVICE} --xla_force_host_platform_device_count=2"}
+    del environment["FEDHYPER_PROCESSES"]
     return subprocess.run(
-        [sys.executable, "-m", "fedhyper_jax.shell.cli", *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
+        [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, timeout=300
     )
 
 
-def test_two_processes_of_two_devices_give_the_result_of_one(two_devices, tmp_path):
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """The folder where a run and a comparison of two processes are, ``run`` and ``compare``."""
+    folder = tmp_path_factory.mktemp("launched")
+    grid = ["--methods", "fedavg", "SL", "--local-rates", "0.1", "--seeds", "1", "--quiet"]
+    second = ["launch", "--processes", "2", "compare", *QUICK, *grid, *SEQUENTIAL, "--out", str(folder / "compare")]
+    member = [sys.executable, "-c", MEMBER.format(second=second)]
+    run = [*RUN, *SEQUENTIAL, "--processes", "2", "--out", str(folder / "run")]
+    done = command(run, before=f"launch._COMMAND = {member!r}")
+    assert done.returncode == 0, done.stderr
+    assert "Gloo" not in done.stdout + done.stderr and done.stdout.count("2 processes") == 2
+    return folder
+
+
+def test_two_processes_of_two_devices_give_the_result_of_one(launched, tmp_path):
     """Five clients over four devices."""
-    many = command([*RUN, *SEQUENTIAL, "--processes", "2", "--out", str(tmp_path / "many")])
-    assert many.returncode == 0, many.stderr
-    assert "Gloo" not in many.stdout + many.stderr and "2 processes" in many.stdout
     assert main([*RUN, *SEQUENTIAL, "--processes", "1", "--out", str(tmp_path / "one")]) == 0
-    summary = read_summary(tmp_path / "many")
+    summary = read_summary(launched / "run")
     assert summary["processes"] == 2 and summary["strategy"]["used"] == "sharded(sequential)"
     assert summary["environment"]["device"].startswith("4 ×")
-    given, expected = (read_records(tmp_path / name) for name in ("many", "one"))
+    given, expected = (read_records(folder) for folder in (launched / "run", tmp_path / "one"))
     assert [record["round"] for record in given] == [0, 1, 2]
     for a, b in zip(given, expected, strict=True):
         for name in b:
             np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-6, err_msg=name)
-    assert (tmp_path / "many" / "parameters").is_dir() and list((tmp_path / "many" / "plots").iterdir())
+    assert (launched / "run" / "parameters").is_dir() and (launched / "run" / "plots").is_dir()
 
 
-def test_a_comparison_shares_its_methods_out(two_devices, tmp_path):
-    out = tmp_path / "compare"
-    grid = ["--methods", "fedavg", "SL", "--local-rates", "0.1", "--seeds", "1", "--quiet", "--out", str(out)]
-    done = command(["launch", "--processes", "2", "compare", *QUICK, *grid, *SEQUENTIAL])
-    assert done.returncode == 0, done.stderr
+def test_a_comparison_shares_its_methods_out(launched):
+    out = launched / "compare"
     methods = [record["method"] for record in read_records(out)]
     assert methods == ["fedavg"] * 3 + ["SL"] * 3  # as one process writes them
     assert [cell["method"] for cell in read_summary(out)["cells"]] == ["fedavg", "SL"]
+    assert (out / "plots").is_dir()
 
 
 @pytest.mark.product  # the launcher's own mistakes are below; one process is told as in test_cli.py
-def test_mistakes_are_said_once(two_devices, tmp_path):
+def test_mistakes_are_said_once(tmp_path):
     (tmp_path / "config.toml").write_text('command = "run"\n')
     done = command([*RUN, "--processes", "2", "--out", str(tmp_path)])
     assert done.returncode == 2 and done.stderr.count("fedhyper: error") == 1
@@ -121,8 +136,9 @@ def own_programs(tmp_path, monkeypatch):
 def test_a_run_with_other_rates_compiles_nothing(own_programs, tmp_path):
     """Rates are data; so the second program is the first one, read from the cache."""
     counts = []
+    run = [*RUN, "--cohort-size", "2"]
     for name, rate in (("first", "0.1"), ("second", "0.02")):
-        assert main([*RUN, "--local-rate", rate, "--hyper-rate", rate, "--out", str(tmp_path / name)]) == 0
+        assert main([*run, "--local-rate", rate, "--hyper-rate", rate, "--out", str(tmp_path / name)]) == 0
         counts.append(read_summary(tmp_path / name)["compilation_cache"])
     assert counts[0]["misses"] > 0
     assert counts[1]["misses"] == counts[0]["misses"] and counts[1]["hits"] > counts[0]["hits"]  # (of this process)
@@ -130,6 +146,13 @@ def test_a_run_with_other_rates_compiles_nothing(own_programs, tmp_path):
     assert choices[0]["used"] == choices[1]["used"] and choices[1]["timings"] == "of an earlier run"
     assert choices[0]["asked"] == "auto" and choices[0]["timings"]
     json.loads((tmp_path / "first" / "summary.json").read_text())  # nothing in it that only this session could read
+
+
+def test_launch_starts_a_command_as_often_as_asked(monkeypatch):
+    started = []
+    monkeypatch.setattr(launch, "launch", lambda *arguments: started.append(arguments) or 0)
+    assert main(["launch", "--processes", "3", "compare", *QUICK]) == main([*RUN, "--processes", "2"]) == 0
+    assert started == [(["compare", *QUICK, "--processes", "3"], 3), ([*RUN, "--processes", "2"], 2)]
 
 
 def test_launch_needs_a_command(capsys):

@@ -27,7 +27,7 @@ from fedhyper_jax.shell.runs import load_run
 from tests.helpers import product
 
 TINY = ["--model", "logistic", "--clients", "12", "--cohort-size", "3", "--local-steps", "2", "--batch-size", "4"]
-TINY += ["--no-evaluate-clients", "--quiet", "--strategy", "vectorized", "--rounds", "10", "--checkpoint-every", "4"]
+TINY += ["--no-evaluate-clients", "--quiet", "--strategy", "sequential", "--rounds", "10", "--checkpoint-every", "4"]
 # chunks of two rounds, checkpoints after 4, 8 and 10; momentum, rows a client and a rate of its own are in the state
 RUN = ["run", *TINY, "--method", "scaffold+G", "--server-optimizer", "momentum", "--eval-every", "3"]
 COMPARE = ["compare", *TINY, "--methods", "fedavg", "G+SL", "--local-rates", "0.02", "0.3", "--seeds", "2"]
@@ -147,7 +147,7 @@ def test_checkpoints_are_written_as_asked_and_two_are_kept(stopped):
     folder = stopped(10)
     assert [path.name for path in run_place(folder).paths()] == ["round-00000010.ckpt", "round-00000008.ckpt"]
     notes = newest(run_place(folder)).notes
-    assert notes["rounds_done"] == 10 and notes["strategy"]["used"] == "vectorized"
+    assert notes["rounds_done"] == 10 and notes["strategy"]["used"] == "sequential"
     assert notes["records"]["bytes"] == (folder / "metrics.jsonl").stat().st_size
 
 
@@ -295,7 +295,9 @@ def test_another_run_is_refused_with_the_difference(stopped, capsys, monkeypatch
     assert contents(folder) == before
 
 
-def test_equal_options_and_a_moved_folder_whose_name_looks_like_a_pattern(stopped, undisturbed, tmp_path):
+def test_equal_options_and_a_moved_folder_whose_name_looks_like_a_pattern(
+    stopped, undisturbed, tmp_path, drawn_quickly
+):
     folder = pathlib.Path(shutil.move(stopped(6), tmp_path / "r[1]*"))
     arguments = ["--rounds", "10", "--out", str(folder), "--processes", "1", "--quiet"]
     assert main(["run", "--resume", str(folder), *arguments]) == 0

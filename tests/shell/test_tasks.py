@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from fedhyper_jax import simulate
 from fedhyper_jax.data import LOADERS, examples_of_strangers, load, procedural_logistic
+from fedhyper_jax.shell import datasets
 from fedhyper_jax.shell.cli import main
 from fedhyper_jax.shell.config import DataConfig, ModelConfig, RunConfig, RunSettings
 from fedhyper_jax.shell.datasets import build_clients, build_partition
@@ -19,6 +21,8 @@ from fedhyper_jax.shell.report import print_comparison, summarise_cells, summari
 from fedhyper_jax.tasks import Measure
 from tests.helpers import cases
 
+from .conftest import overviews_only
+
 QUICK = ["--quiet", "--strategy", "sequential", "--cohort-size", "4", "--method", "G"]
 ERROR = Measure(name="squared_error", higher_is_better=False, guessing=1.0, guessing_loss=0.5, target=0.6)
 
@@ -27,7 +31,8 @@ ERROR = Measure(name="squared_error", higher_is_better=False, guessing=1.0, gues
 def regression(tmp_path_factory):
     folder = tmp_path_factory.mktemp("regression") / "run"
     options = ["--clients", "10", "--model", "logistic", "--rounds", "4", "--local-rate", "0.03"]
-    assert main(["run", *QUICK, *options, "--data", "diabetes", "--out", str(folder)]) == 0
+    with overviews_only():
+        assert main(["run", *QUICK, *options, "--data", "diabetes", "--out", str(folder)]) == 0
     return folder
 
 
@@ -75,6 +80,20 @@ def test_a_linear_model_finds_what_least_squares_find():
     assert best < 0.6 * experiment.task.measure.guessing
 
 
+def test_the_shell_knows_clients_made_on_demand():
+    config = DataConfig(name="procedural_logistic", clients=1_000_000)
+    experiment = build_experiment(RunConfig(data=config, model=ModelConfig(name="logistic")))
+    assert experiment.evaluation_data.clients is None and len(experiment.facts["partition_digest"]) == 64
+    algorithm, key = experiment.make_algorithm("G", 0.1, strategy="sequential"), jax.random.key(0)
+
+    def one_round(state):
+        return simulate(algorithm, key, state, experiment.task.data, rounds=1, cohort_size=4)
+
+    state = jax.eval_shape(algorithm.init, jax.eval_shape(lambda: experiment.start(0)[0]))
+    assert jax.tree.structure(jax.eval_shape(one_round, state)[0]) == jax.tree.structure(state)
+
+
+@pytest.mark.product  # docs/scaling.md trains on such clients, and above is what the shell makes of them
 def test_clients_made_on_demand(tmp_path):
     options = ["--data", "procedural_logistic", "--clients", "1000000", "--model", "logistic", "--local-epochs", "1"]
     assert main(["run", *QUICK, *options, "--rounds", "2", "--out", str(tmp_path / "a")]) == 0
@@ -85,12 +104,11 @@ def test_clients_made_on_demand(tmp_path):
 
 def test_the_test_set_of_made_clients_is_of_strangers():
     config = DataConfig(name="procedural_logistic", clients=50, partition_seed=3)
-    clients = build_clients(config)
-    strangers = examples_of_strangers(procedural_logistic(50, seed=3), 2000)
-    assert np.array_equal(clients.dataset.test["x"], strangers["x"])
-    assert build_clients(config).digest == clients.digest
-    for other in ({"clients": 51}, {"partition_seed": 4}):
-        assert build_clients(dataclasses.replace(config, **other)).digest != clients.digest
+    clients, same = build_clients(config), procedural_logistic(50, seed=3)
+    assert np.array_equal(clients.dataset.test["x"], examples_of_strangers(same, 2000)["x"])
+    assert clients.digest == datasets._digest_of(same)
+    for other in (procedural_logistic(51, seed=3), procedural_logistic(50, seed=4)):
+        assert datasets._digest_of(other) != clients.digest
 
 
 @pytest.mark.parametrize(
