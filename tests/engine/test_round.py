@@ -207,14 +207,14 @@ def test_a_client_that_is_not_finite_is_left_out_and_counted(key, federation, st
         {"x": np.asarray(inputs), "y": np.asarray(federation.examples["y"])},
         np.split(np.asarray(federation.order), np.asarray(federation.offsets[1:-1])),
     )
-    cohort, others = [[0, 7]], [[0]]
-    algorithm = fedavg(logistic_loss, local_rate=0.05, strategy=strategy, work=local_steps(1, batch_size=8))
-    expected, expected_infos = play(algorithm, key, federation, others, jit=strategy != "debug")
+    settings = {"combination": "CL", "work": local_steps(2, batch_size=8)}
+    expected, expected_infos = play(make(**settings, strategy="sequential"), key, federation, [[0]])
+    algorithm = make(**settings, strategy=strategy)
     if strategy == "debug":
         with pytest.warns(RuntimeWarning, match="client 7, local step 0: .* no longer finite"):
-            state, infos = play(algorithm, key, poisoned, cohort, jit=False)
+            state, infos = play(algorithm, key, poisoned, [[0, 7]], jit=False)
     else:
-        state, infos = play(algorithm, key, poisoned, cohort)
+        state, infos = play(algorithm, key, poisoned, [[0, 7]])
     assert_close(state, expected)
     assert int(infos[0].left_out) == 1
     told = {"left_out": 0, "first_left_out": -1, "left_out_because": 0, "bytes_down": 0}
