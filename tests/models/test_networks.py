@@ -12,6 +12,7 @@ from jax import lax
 from fedhyper_jax import losses, metrics
 from fedhyper_jax.models import MODELS, char_lstm, cnn, from_linen, logistic, make_model, mlp, networks, resnet18
 from tests.helpers import cases, product
+from tests.models.given import some_params
 
 IMAGES = (2, 28, 28, 1)
 TEXT = (2, 7)
@@ -40,12 +41,6 @@ def initialised(name, seed=0):
 def compiled_init(name):
     model, shape, dtype = small(name)
     return jax.jit(lambda key: model.init(key, jnp.zeros(shape, dtype)))
-
-
-def some_params(init, inputs, seed=0):
-    """Normal numbers of the shapes that ``init`` gives, without compiling it."""
-    rng, shapes = np.random.default_rng(seed), jax.eval_shape(init, jax.random.key(0), inputs)
-    return jax.tree.map(lambda leaf: (rng.normal(size=leaf.shape) / 3).astype(leaf.dtype), shapes)
 
 
 def size(params):
