@@ -92,7 +92,7 @@ def test_shapes_that_would_be_broadcast_are_refused():
 
 def test_the_worst_clients_of_an_error_are_those_with_the_highest():
     """Of 1 … 20 in ones and twos, 19.5; a name that says nothing of its direction is not guessed at."""
-    data = EvaluationData(clients=pack({"x": np.arange(1.0, 21.0)}, list(np.arange(20)[:, None])))
+    data = EvaluationData(clients=pack({"x": np.arange(1.0, 21.0, dtype=np.float32)}, list(np.arange(20)[:, None])))
 
     def worst(name, **settings):
         evaluate = make_evaluation(lambda params, batch: {name: batch["x"], "loss": batch["x"]}, **settings)
