@@ -66,7 +66,7 @@ def test_from_linen():
 
 def test_from_linen_refuses_other_state_and_other_things():
     with pytest.raises(ValueError, match="LinenNet has the variables batch_stats"):
-        from_linen(LinenNet(linen.BatchNorm)).init(jax.random.key(0), INPUTS)
+        jax.eval_shape(from_linen(LinenNet(linen.BatchNorm)).init, jax.random.key(0), INPUTS)
     with pytest.raises(TypeError, match=r"instance of flax\.linen\.Module"):
         from_linen(linen.Dense)
 
