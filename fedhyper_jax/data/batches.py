@@ -103,7 +103,8 @@ def client_batches(key: Array, round_number: int, data: ClientData, client_id: i
       >>> import jax, numpy as np
       >>> from fedhyper_jax.data.federated import pack
       >>> data = pack({"x": np.arange(5.0)}, [np.array([3, 4]), np.array([0, 1, 2])])
-      >>> batches = client_batches(jax.random.key(0), 0, data, 0, local_epochs(1, batch_size=2))
+      >>> draw = jax.jit(client_batches, static_argnames="work")
+      >>> batches = jax.device_get(draw(jax.random.key(0), 0, data, 0, work=local_epochs(1, batch_size=2)))
       >>> sorted(batches.rows[batches.mask].tolist()), batches.mask.sum(axis=1).tolist(), int(batches.num_steps)
       ([3, 4], [2, 0], 1)
     """

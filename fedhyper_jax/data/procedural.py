@@ -103,14 +103,15 @@ def procedural_clients(
         range, shared numbers that the conversion to JAX's dtype would change.
 
     Example:
-      >>> import jax
+      >>> import jax, jax.numpy as jnp
       >>> recipe = Recipe(
       ...     size=lambda key, shared: jax.random.randint(key, (), 1, 4),
       ...     client=lambda key, shared: jax.random.normal(key),
       ...     example=lambda key, centre, shared: {"x": centre + 0.1 * jax.random.normal(key, (2,))},
       ... )
-      >>> data = procedural_clients(recipe, 1_000_000, max_examples=3)
-      >>> data.client(jax.numpy.int32(7)).fetch(jax.numpy.arange(2))["x"].shape, round(float(data.mean_size), 1)
+      >>> data = procedural_clients(recipe, 100_000, max_examples=3)
+      >>> examples_of = jax.jit(lambda client_id: data.client(client_id).fetch(jnp.arange(2)))
+      >>> examples_of(7)["x"].shape, round(float(data.mean_size), 1)
       ((2, 2), 2.0)
     """
     _validate.positive_integer(population=population, max_examples=max_examples)
@@ -160,15 +161,23 @@ def examples_of_strangers(data: ProceduralData, number: int) -> Batch:
       Arrays with a leading axis of ``number`` examples.
 
     Example:
-      >>> examples_of_strangers(procedural_logistic(100, num_features=5), 3)["x"].shape
-      (3, 5)
+      >>> examples_of_strangers(procedural_logistic(1000), 3)["x"].shape
+      (3, 64)
     """
     _validate.positive_integer(number=number)
     # Beyond all ids that a federation can have.
     strangers = dataclasses.replace(data, key=jax.random.fold_in(data.key, np.uint32(2**31)))
-    return jax.jit(
-        jax.vmap(lambda m: jax.tree.map(lambda leaf: leaf[0], strangers.client(m).fetch(jnp.zeros(1, jnp.int32))))
-    )(jnp.arange(number, dtype=jnp.int32))
+    return _first_examples(strangers, jnp.arange(number, dtype=jnp.int32))
+
+
+@jax.jit
+def _first_examples(data: ProceduralData, client_ids: Int[Array, " number"]) -> Batch:
+    """The first example of each client."""
+
+    def first(client_id):
+        return jax.tree.map(lambda leaf: leaf[0], data.client(client_id).fetch(jnp.zeros(1, jnp.int32)))
+
+    return jax.vmap(first)(client_ids)
 
 
 def procedural_logistic(
@@ -204,9 +213,10 @@ def procedural_logistic(
       ValueError: numbers out of range.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, numpy as np
       >>> data = procedural_logistic(1000)
-      >>> bool(20 < data.mean_size < 50), int(jnp.median(data.sizes_of(jnp.arange(1000)))) in range(17, 24)
+      >>> sizes = jax.jit(data.sizes_of)(np.arange(1000))
+      >>> 20 < float(data.mean_size) < 50, int(np.median(sizes)) in range(17, 24)
       (True, True)
     """
     _validate.positive_integer(num_features=num_features, num_classes=num_classes)

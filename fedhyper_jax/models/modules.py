@@ -81,7 +81,7 @@ class Conv(linen.Conv):
       >>> from fedhyper_jax.models import Conv
       >>> layer = Conv(features=4, kernel_size=(3, 3), strides=2)
       >>> params = jax.jit(layer.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-      >>> print(layer.apply(params, jnp.ones((5, 8, 8, 3))).shape, jax.tree.map(jnp.shape, params["params"]))
+      >>> print(jax.jit(layer.apply)(params, jnp.ones((5, 8, 8, 3))).shape, jax.tree.map(jnp.shape, params["params"]))
       (5, 4, 4, 4) {'bias': (4,), 'kernel': (3, 3, 3, 4)}
 
     Reference: Flax, https://flax.readthedocs.io.
@@ -158,7 +158,7 @@ class GroupNorm(linen.GroupNorm):
       >>> from fedhyper_jax.models import GroupNorm
       >>> layer = GroupNorm(num_groups=2)
       >>> params = jax.jit(layer.init)(jax.random.key(0), jnp.zeros((1, 2, 1, 4)))
-      >>> print(layer.apply(params, jnp.arange(8.0).reshape(1, 2, 1, 4)).round()[0, :, 0])
+      >>> print(jax.jit(layer.apply)(params, jnp.arange(8.0).reshape(1, 2, 1, 4)).round()[0, :, 0])
       [[-1. -1. -1. -1.]
        [ 1.  1.  1.  1.]]
 
@@ -262,7 +262,7 @@ class RNN(linen.RNN):
       >>> from fedhyper_jax.models import RNN
       >>> layer = RNN(linen.OptimizedLSTMCell(6))
       >>> params = jax.jit(layer.init)(jax.random.key(0), jnp.zeros((1, 9, 3)))
-      >>> print(layer.apply(params, jnp.ones((2, 9, 3))).shape)
+      >>> print(jax.jit(layer.apply)(params, jnp.ones((2, 9, 3))).shape)
       (2, 9, 6)
 
     Reference: Hochreiter and Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8), 1997; Flax,

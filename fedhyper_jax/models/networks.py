@@ -173,7 +173,7 @@ def logistic(num_classes: int) -> Model:
       >>> import jax, jax.numpy as jnp
       >>> from fedhyper_jax.models import logistic
       >>> model = logistic(10)
-      >>> params = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+      >>> params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
       >>> print(sum(leaf.size for leaf in jax.tree.leaves(params)))
       7850
     """
@@ -197,8 +197,8 @@ def mlp(num_classes: int, hidden: Sequence[int] = (64,)) -> Model:
       >>> import jax, jax.numpy as jnp
       >>> from fedhyper_jax.models import mlp
       >>> model = mlp(10, hidden=(64,))
-      >>> params = model.init(jax.random.key(0), jnp.zeros((1, 784)))
-      >>> print(model.apply(params, jnp.ones((5, 784))).shape)
+      >>> params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 784)))
+      >>> print(jax.jit(model.apply)(params, jnp.ones((5, 784))).shape)
       (5, 10)
     """
     _validate.positive_integer(num_classes=num_classes)
@@ -363,7 +363,7 @@ def make_model(name: str, num_classes: int, **settings) -> Model:
       >>> import jax, jax.numpy as jnp
       >>> from fedhyper_jax.models import make_model
       >>> model = make_model("mlp", 10, hidden=(32, 32))
-      >>> params = model.init(jax.random.key(0), jnp.zeros((1, 784)))
+      >>> params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 784)))
       >>> print(sorted(params))
       ['dense_0', 'dense_1', 'dense_2']
     """

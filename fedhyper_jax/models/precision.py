@@ -27,8 +27,8 @@ def compute_in(model: Model, dtype) -> Model:
       >>> import jax, jax.numpy as jnp
       >>> from fedhyper_jax.models import compute_in, mlp
       >>> model = compute_in(mlp(10), jnp.bfloat16)
-      >>> params = model.init(jax.random.key(0), jnp.zeros((1, 64)))
-      >>> gradient = jax.grad(lambda w: model.apply(w, jnp.ones((2, 64))).sum())(params)
+      >>> params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64)))
+      >>> gradient = jax.jit(jax.grad(lambda w: model.apply(w, jnp.ones((2, 64))).sum()))(params)
       >>> print(params["dense_0"]["kernel"].dtype, gradient["dense_0"]["kernel"].dtype)
       float32 float32
 

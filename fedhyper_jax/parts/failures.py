@@ -76,7 +76,8 @@ def stragglers(share) -> FailureModel:
       >>> import jax, jax.numpy as jnp
       >>> model = stragglers(0.9)
       >>> keys = jax.random.split(jax.random.key(0), 8)
-      >>> jax.vmap(lambda key: model.before(key, model.init(jnp.zeros(3)), jnp.int32(10)))(keys).tolist()
+      >>> steps_of = jax.jit(jax.vmap(lambda key: model.before(key, model.init(jnp.zeros(3)), jnp.int32(10))))
+      >>> steps_of(keys).tolist()
       [9, 3, 3, 10, 10, 5, 2, 5]
 
     Reference:

@@ -72,15 +72,15 @@ def make_evaluation(
         form and, on clients, of no known direction.
 
     Example:
-      >>> import jax.numpy as jnp, numpy as np
+      >>> import jax, numpy as np
       >>> from fedhyper_jax.data.federated import pack
       >>> def metrics_fn(params, batch): return {"accuracy": (batch["x"] == params).astype(float)}
       >>> clients = pack({"x": np.array([0, 0, 1, 1])}, [np.array([0, 1]), np.array([2]), np.array([3])])
-      >>> evaluate = make_evaluation(metrics_fn, batch_size=3)
-      >>> values = evaluate(0, EvaluationData(test={"x": jnp.array([0, 0, 0, 1])}, clients=clients))
+      >>> evaluate = jax.jit(make_evaluation(metrics_fn, batch_size=3))
+      >>> values = evaluate(0, EvaluationData(test={"x": np.array([0, 0, 0, 1])}, clients=clients))
       >>> {name: round(float(value), 3) for name, value in values.items()}
-      {'test_accuracy': 0.75, 'client_accuracy_mean': 0.333, 'client_accuracy_std': 0.471,
-       'client_accuracy_worst_decile': 0.0}
+      {'client_accuracy_mean': 0.333, 'client_accuracy_std': 0.471, 'client_accuracy_worst_decile': 0.0,
+       'test_accuracy': 0.75}
     """
     _validate.positive_integer(batch_size=batch_size)
     lower = None if lower_is_better is None else frozenset(lower_is_better)

@@ -26,17 +26,21 @@ def drawn(key, round_number, data, client, work):
     return batches, steps
 
 
+@st.composite
+def some_sizes(draw):
+    """Four clients, of 1 to 23 examples and 46 in all: shapes that are compiled once."""
+    first, second = draw(st.lists(st.integers(1, 22), min_size=2, max_size=2, unique=True).map(sorted))
+    return draw(st.permutations([23, first, second - first, 23 - second]))
+
+
+@pytest.mark.parametrize("work", [local_epochs(3, 4), local_epochs(1, 9), local_epochs(2, 1)], ids=str)
 @settings(max_examples=5, deadline=None)
-@given(
-    sizes=st.lists(st.integers(1, 23), min_size=1, max_size=4),
-    epochs=st.integers(1, 3),
-    batch_size=st.integers(1, 9),
-    seed=st.integers(0, 2**31),
-)
-def test_each_epoch_visits_each_example_once(sizes, epochs, batch_size, seed):
+@given(sizes=some_sizes(), seed=st.integers(0, 2**31))
+def test_each_epoch_visits_each_example_once(work, sizes, seed):
     data, rows = federation(sizes)
+    epochs, batch_size = work.epochs, work.batch_size
     for client, own in enumerate(rows):
-        batches, steps = drawn(jax.random.key(seed), 3, data, client, local_epochs(epochs, batch_size))
+        batches, steps = drawn(jax.random.key(seed), 3, data, client, work)
         an_epoch = -(-len(own) // batch_size)
         assert int(batches.num_steps) == epochs * an_epoch
         for epoch in range(epochs):
@@ -48,14 +52,21 @@ def test_each_epoch_visits_each_example_once(sizes, epochs, batch_size, seed):
         assert set(batches.rows.ravel()) <= set(own)
 
 
+def test_a_federation_of_one_example(key):
+    data, _ = federation([1])
+    batches, steps = drawn(key, 0, data, 0, local_epochs(2, 3))
+    assert int(batches.num_steps) == 2 and [step.tolist() for step in steps] == [[0], [0]]
+    assert not batches.rows.any()
+
+
+@pytest.mark.parametrize("work", [local_steps(9, 4), local_steps(2, 7)], ids=str)
 @settings(max_examples=5, deadline=None)
-@given(
-    sizes=st.lists(st.integers(1, 23), min_size=1, max_size=4), steps=st.integers(1, 12), batch_size=st.integers(1, 9)
-)
-def test_local_steps_walk_reshuffled_epochs(sizes, steps, batch_size):
+@given(sizes=some_sizes())
+def test_local_steps_walk_reshuffled_epochs(work, sizes):
     data, rows = federation(sizes)
+    steps, batch_size = work.steps, work.batch_size
     for client, own in enumerate(rows):
-        batches, taken = drawn(jax.random.key(0), 0, data, client, local_steps(steps, batch_size))
+        batches, taken = drawn(jax.random.key(0), 0, data, client, work)
         assert int(batches.num_steps) == steps == len(taken)
         an_epoch = -(-len(own) // batch_size)
         for start in range(0, steps, an_epoch):
@@ -78,11 +89,11 @@ def test_with_replacement_draws_full_batches_even_from_small_clients(key):
         assert np.abs(counts - expected).max() < 6 * np.sqrt(expected)
 
 
-@pytest.mark.parametrize("work", [local_epochs(2, 4), local_steps(9, 4)])
+@pytest.mark.parametrize("work", [local_epochs(3, 4), local_steps(9, 4)])
 def test_padding_changes_no_batch(key, work):
-    small, _ = federation([7, 3, 12])
-    large, _ = federation([7, 3, 12], extra=90)
-    for client in range(3):
+    small, _ = federation([7, 3, 23, 13])
+    large, _ = federation([7, 3, 23, 13], extra=90)
+    for client in range(4):
         _, expected = drawn(key, 1, small, client, work)
         _, steps = drawn(key, 1, large, client, work)
         for a, b in zip(expected, steps, strict=False):
@@ -90,18 +101,19 @@ def test_padding_changes_no_batch(key, work):
 
 
 def test_batches_depend_on_seed_round_and_client_and_epochs_differ(key):
-    data, _ = federation([12, 12])
-    work = local_epochs(2, 12)
-    _, (first, second) = drawn(key, 0, data, 0, work)
-    assert not np.array_equal(first, second)
-    positions = {tuple(first)}
-    for other in (drawn(key, 1, data, 0, work), drawn(jax.random.key(1), 0, data, 0, work)):
-        positions.add(tuple(other[1][0]))
-    assert len(positions) == 3
-    order = np.asarray(data.order)
-    own = [list(order[:12]).index(row) for row in first]
-    neighbour = [list(order[12:]).index(row) for row in drawn(key, 0, data, 1, work)[1][0]]
-    assert own != neighbour
+    sizes, work = [9, 9, 23, 5], local_epochs(3, 4)
+    data, rows = federation(sizes)
+
+    def orders(key, round_number, client):
+        """Positions of its examples in the order of the first epoch, and of the second."""
+        visited = np.concatenate(drawn(key, round_number, data, client, work)[1])
+        positions = [list(rows[client]).index(row) for row in visited]
+        return tuple(positions[:9]), tuple(positions[9:18])
+
+    first, second = orders(key, 0, 0)
+    assert first != second
+    assert len({first, orders(key, 1, 0)[0], orders(jax.random.key(1), 0, 0)[0]}) == 3
+    assert orders(key, 0, 1)[0] != first
 
 
 @pytest.mark.parametrize(
@@ -131,26 +143,32 @@ def test_shuffles_are_uniform(key):
 
 
 def test_a_padded_slot_has_no_steps(key):
-    data, _ = federation([4, 5])
-    for client in (2, 2**31 - 2):
-        batches, steps = drawn(key, 0, data, client, local_epochs(1, 2))
+    data, _ = federation([9, 9, 23, 5])
+    for client in (4, 2**31 - 2):
+        batches, steps = drawn(key, 0, data, client, local_epochs(3, 4))
         assert int(batches.num_steps) == 0
         assert not any(len(step) for step in steps)
 
 
-@pytest.mark.parametrize(("population", "size"), [(1, 1), (5, 5), (5, 3), (7, 2), (40, 20), (1_000_000, 100)])
-def test_cohorts_are_distinct_and_in_range(key, population, size):
-    cohorts = np.asarray(jax.jit(jax.vmap(lambda k: sample_cohort(k, population, size)))(jax.random.split(key, 50)))
-    assert cohorts.shape == (50, size)
+def cohorts_of(keys, population, size):
+    """Their cohorts, which are distinct clients of the population."""
+    cohorts = np.asarray(jax.jit(jax.vmap(lambda k: sample_cohort(k, population, size)))(keys))
+    assert cohorts.shape == (len(keys), size)
     assert cohorts.min() >= 0
     assert cohorts.max() < population
-    assert all(len(set(cohort)) == size for cohort in cohorts)
+    assert (np.diff(np.sort(cohorts)) > 0).all()
+    return cohorts
+
+
+@pytest.mark.parametrize(("population", "size"), [(1, 1), (5, 5), (40, 20), (1_000_000, 100)])
+def test_cohorts_are_distinct_and_in_range(key, population, size):
+    cohorts_of(jax.random.split(key, 50), population, size)
 
 
 @pytest.mark.parametrize(("population", "size"), [(6, 2), (6, 5)])
 def test_cohorts_are_uniform(key, population, size):
     """Each client takes part with probability S/P, each ordered pair of first two clients equally often."""
-    cohorts = np.asarray(jax.jit(jax.vmap(lambda k: sample_cohort(k, population, size)))(jax.random.split(key, 6000)))
+    cohorts = cohorts_of(jax.random.split(key, 6000), population, size)
     share = np.bincount(cohorts.ravel(), minlength=population) / 6000
     assert np.abs(share - size / population).max() < 5 * np.sqrt(0.25 / 6000)
     _, counts = np.unique(cohorts[:, :2], axis=0, return_counts=True)

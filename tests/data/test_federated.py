@@ -25,7 +25,7 @@ def test_pack_keeps_every_row_with_its_client(num_examples, share, alpha, seed):
     labels = np.random.default_rng(seed).integers(0, 5, num_examples)
     num_clients = max(1, round(share * num_examples))
     rows = dirichlet(labels, num_clients, alpha=alpha, seed=seed).client_rows
-    data = pack({"x": np.arange(num_examples), "y": labels}, rows)
+    data = jax.device_get(pack({"x": np.arange(num_examples), "y": labels}, rows))
     assert data.population == num_clients
     assert data.order.dtype == data.offsets.dtype == np.int32
     assert data.offsets.shape == (num_clients + 1,) and data.offsets[-1] == num_examples

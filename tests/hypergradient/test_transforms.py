@@ -104,6 +104,7 @@ def test_hypergradient_descent_on_a_quadratic_in_closed_form(float64):
 def test_the_increment_is_the_derivative_of_the_next_loss(float64):
     """⟨g_t, g_{t−1}⟩ = −d f(w_{t−1} − r g_{t−1})/dr, by a central difference."""
 
+    @jax.jit
     def f(w):
         return jnp.sum(jnp.cos(w) + 0.1 * w**4)
 
@@ -166,9 +167,9 @@ def test_updates_keep_their_dtype_and_states_their_types(name, dtype):
         updates, state = transform.update(params, state, params, global_update=params)
         return state, updates
 
-    end, updates = jax.lax.scan(step, start, None, length=3)
+    end, updates = jax.eval_shape(lambda start: jax.lax.scan(step, start, None, length=3), start)
     chex.assert_trees_all_equal_shapes_and_dtypes(start, end)
-    chex.assert_trees_all_equal_dtypes(jax.tree.map(lambda u: u[0], updates), params)
+    chex.assert_trees_all_equal_dtypes(updates, params)
     assert end.rate.dtype == jnp.float32
 
 
@@ -190,7 +191,8 @@ def test_neighbours_in_optax(name):
     params = {"w": jnp.ones(2)}
     transform = optax.chain(optax.clip_by_global_norm(1e6), FACTORIES[name](0.1), optax.scale(-1.0))
     state = transform.init(params)
-    _, state = transform.update(params, state, params, global_update=params, value=1.0, unknown="ignored")
+    extra = {"global_update": params, "value": 1.0, "unknown": "ignored"}
+    _, state = jax.jit(lambda state: transform.update(params, state, params, **extra))(state)
     doubled = optax.tree.map_params(transform, lambda p: 2 * p, state)
     chex.assert_trees_all_close(doubled[1].previous_gradient["w"], 2 * params["w"])
     if name == "scale_by_local_hypergradient":
@@ -199,8 +201,8 @@ def test_neighbours_in_optax(name):
     else:
         several = optax.MultiSteps(transform, every_k_schedule=2)
         several_state = several.init(params)
-        for _ in range(4):
-            _, several_state = several.update(params, several_state, params)
+        _, end = jax.eval_shape(several.update, params, several_state, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(several_state, end)
 
 
 GROUPS = [{"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}, {"a": jnp.array([0.5, 0.25]), "b": jnp.array([1.0])}]
@@ -311,10 +313,15 @@ def test_states_of_groups_under_vmap():
     def start(hyper_rate):
         return optax.partition({"x": scale_by_hypergradient(1.0, hyper_rate)}, "x").init(GROUPS[0])
 
-    states = jax.vmap(start)(jnp.array([0.0, 0.1, 0.5]))
-    update = jax.vmap(optax.partition({"x": scale_by_hypergradient(9.0)}, "x").update, in_axes=(None, 0))
-    for gradient in GROUPS:
-        _, states = update(gradient, states)
+    @jax.jit
+    def states_after(hyper_rates):
+        states = jax.vmap(start)(hyper_rates)
+        update = jax.vmap(optax.partition({"x": scale_by_hypergradient(9.0)}, "x").update, in_axes=(None, 0))
+        for gradient in GROUPS:
+            _, states = update(gradient, states)
+        return states
+
+    states = states_after(np.array([0.0, 0.1, 0.5], np.float32))
     np.testing.assert_allclose(global_rate(states, "x"), [1.0, 1.4, 3.0], rtol=1e-6)
 
 

@@ -33,10 +33,6 @@ class LinenNet(linen.Module):
 
 def trains(model: Model):
     """Parameters are a plain tree of arrays that jit, grad, vmap and scan take; training lowers the loss."""
-    params = jax.jit(model.init)(jax.random.key(0), jnp.asarray(INPUTS))
-    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
-    targets = jnp.asarray(INPUTS[:, :3])
-
     def loss(params, targets):
         return jnp.mean((model.apply(params, INPUTS) - targets) ** 2)
 
@@ -47,45 +43,58 @@ def trains(model: Model):
 
         return jax.lax.scan(step, params, length=20)[1]
 
-    losses = jax.jit(jax.vmap(client))(jnp.stack([targets, -targets]))
-    assert bool((losses[:, -1] < 0.5 * losses[:, 0]).all())
+    params = jax.jit(model.init)(jax.random.key(0), INPUTS)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+    losses = np.asarray(jax.jit(jax.vmap(client))(np.stack([INPUTS[:, :3], -INPUTS[:, :3]])))
+    assert (losses[:, -1] < 0.5 * losses[:, 0]).all()
 
 
 def test_from_linen():
     module = LinenNet(linen.LayerNorm)
     model = from_linen(module)
-    params, variables = model.init(jax.random.key(1), INPUTS), module.init(jax.random.key(1), INPUTS)
-    jax.tree.map(np.testing.assert_array_equal, params, variables["params"])
-    np.testing.assert_allclose(model.apply(params, INPUTS), module.apply(variables, INPUTS), rtol=1e-6)
+
+    @jax.jit
+    def both(key):
+        params, variables = model.init(key, INPUTS), module.init(key, INPUTS)
+        return (params, variables["params"]), (model.apply(params, INPUTS), module.apply(variables, INPUTS))
+
+    parameters, outputs = both(jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, *parameters)
+    np.testing.assert_allclose(*outputs, rtol=1e-6)
     trains(model)
 
 
 def test_from_linen_refuses_other_state_and_other_things():
     with pytest.raises(ValueError, match="LinenNet has the variables batch_stats"):
-        from_linen(LinenNet(linen.BatchNorm)).init(jax.random.key(0), INPUTS)
+        jax.eval_shape(from_linen(LinenNet(linen.BatchNorm)).init, jax.random.key(0), INPUTS)
     with pytest.raises(TypeError, match=r"instance of flax\.linen\.Module"):
         from_linen(linen.Dense)
 
 
 def test_from_nnx_factory():
     model = from_nnx(lambda rngs: NnxNet(rngs))
-    params = model.init(jax.random.key(1), INPUTS)
-    np.testing.assert_allclose(model.apply(params, INPUTS), NnxNet(nnx.Rngs(jax.random.key(1)))(INPUTS), rtol=1e-6)
-    other = model.init(jax.random.key(2), INPUTS)
-    assert not jnp.array_equal(model.apply(params, INPUTS), model.apply(other, INPUTS))
+
+    @jax.jit
+    def both(key):
+        return model.apply(model.init(key, INPUTS), INPUTS), NnxNet(nnx.Rngs(key))(INPUTS)
+
+    ours, theirs = both(jax.random.key(1))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    assert not np.array_equal(ours, both(jax.random.key(2))[0])
     trains(model)
-    many = jax.jit(jax.vmap(model.init, (0, None)))(jax.random.split(jax.random.key(0), 3), INPUTS)
+    many = jax.eval_shape(jax.vmap(model.init, (0, None)), jax.random.split(jax.random.key(0), 3), INPUTS)
     assert {leaf.shape[0] for leaf in jax.tree.leaves(many)} == {3}
 
 
 def test_from_nnx_module_keeps_its_parameters():
     module = NnxNet(nnx.Rngs(3))
-    expected = module(INPUTS)
+    expected = jax.jit(nnx.clone(module))(INPUTS)
     model = from_nnx(module)
-    module.layers[1].bias[...] = module.layers[1].bias[...] + 1  # trained on elsewhere, afterwards
+    module.layers[1].bias[...] = np.ones(3, np.float32)  # trained on elsewhere, afterwards
+    apply = jax.jit(model.apply)
     for key in range(2):
         params = model.init(jax.random.key(key), INPUTS)
-        np.testing.assert_allclose(model.apply(params, INPUTS), expected, rtol=1e-6)
+        np.testing.assert_allclose(apply(params, INPUTS), expected, rtol=1e-6)
     trains(model)
 
 

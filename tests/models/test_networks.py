@@ -12,12 +12,13 @@ from jax import lax
 from fedhyper_jax import losses, metrics
 from fedhyper_jax.models import MODELS, char_lstm, cnn, from_linen, logistic, make_model, mlp, networks, resnet18
 from tests.helpers import cases, product
+from tests.models.given import some_params
 
 IMAGES = (2, 28, 28, 1)
 TEXT = (2, 7)
 SLOW = ("resnet18",)
 """Initialised by the same adapter as the CNN, and its 62 parameters take long to compile one by one."""
-SMALL = {"resnet18": {"width": 4}, "char_lstm": {"hidden": 6, "layers": 1}}
+SMALL = {"resnet18": {"width": 4}, "char_lstm": {"hidden": 6, "layers": 1}, "cnn": {"hidden": (64,)}}
 
 
 def small(name):
@@ -26,8 +27,20 @@ def small(name):
     return (model, TEXT, jnp.int32) if name == "char_lstm" else (model, IMAGES, jnp.float32)
 
 
-def initialised(model, shape=IMAGES, dtype=jnp.float32, seed=0):
-    return jax.jit(model.init)(jax.random.key(seed), jnp.zeros(shape, dtype))
+def init_shapes(model, shape=IMAGES, dtype=jnp.float32):
+    return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, dtype))
+
+
+@functools.cache
+def initialised(name, seed=0):
+    """Parameters of the small model of that name, compiled once for all seeds."""
+    return jax.device_get(compiled_init(name)(jax.random.key(seed)))
+
+
+@functools.cache
+def compiled_init(name):
+    model, shape, dtype = small(name)
+    return jax.jit(lambda key: model.init(key, jnp.zeros(shape, dtype)))
 
 
 def size(params):
@@ -95,7 +108,7 @@ def test_colour_images_and_sizes_that_do_not_halve():
 
 
 def test_weights_have_variance_one_over_fan_in_and_are_not_truncated():
-    params = initialised(cnn(10, channels=(64, 128), hidden=(256,)), seed=1)
+    params = initialised("cnn", seed=1)
     for name, weights in [(f"conv_{i}_kernel", params[f"conv_{i}_kernel"]) for i in range(2)] + [
         (f"dense_{i}", params[f"dense_{i}"]["kernel"]) for i in range(2)
     ]:
@@ -113,22 +126,24 @@ def test_weights_have_variance_one_over_fan_in_and_are_not_truncated():
 @pytest.mark.parametrize("name", cases(MODELS, later=(*SLOW, "logistic", "char_lstm")))
 def test_init_depends_on_the_key_and_the_shapes_only(name):
     model, shape, dtype = small(name)
-    other_inputs = jnp.ones(shape, dtype) if name == "char_lstm" else jnp.full(shape, jnp.nan)
-    first, again = (model.init(jax.random.key(0), inputs) for inputs in (jnp.zeros(shape, dtype), other_inputs))
-    assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, first, again)))
-    shapes_only = model.init(jax.random.key(0), jax.ShapeDtypeStruct((64, *shape[1:]), dtype))
-    assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, first, shapes_only)))
-    jitted = initialised(model, shape, dtype)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), first, jitted)
-    other = initialised(model, shape, dtype, seed=1)
-    assert not all(jax.tree.leaves(jax.tree.map(jnp.array_equal, first, other)))
+    programs = {
+        str(jax.make_jaxpr(functools.partial(model.init, inputs=inputs))(jax.random.key(0)))
+        for inputs in (np.zeros(shape, dtype), np.ones(shape, dtype), jax.ShapeDtypeStruct(shape, dtype))
+    }
+    assert len(programs) == 1  # the last has no numbers to read
+    first = initialised(name)
+    eager = model.init(jax.random.key(0), np.zeros(shape, dtype))
+    of_more = model.init(jax.random.key(0), jax.ShapeDtypeStruct((64, *shape[1:]), dtype))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, eager, of_more)))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), eager, first)
+    assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, first, initialised(name, seed=1))))
 
 
 @pytest.mark.parametrize("name", cases(MODELS, later=(*SLOW, "logistic", "char_lstm")))
 def test_vmapped_init_for_a_sweep_over_seeds(name):
     model, shape, dtype = small(name)
     inputs = jnp.zeros(shape, dtype)
-    many = jax.jit(jax.vmap(model.init, (0, None)))(jax.random.split(jax.random.key(0), 3), inputs)
+    many = jax.eval_shape(jax.vmap(model.init, (0, None)), jax.random.split(jax.random.key(0), 3), inputs)
     assert {leaf.shape[0] for leaf in jax.tree.leaves(many)} == {3}
     assert size(many) == 3 * size(jax.eval_shape(model.init, jax.random.key(0), inputs))
 
@@ -150,9 +165,8 @@ def test_parameters_follow_the_inputs_dtype(name):
 @pytest.mark.parametrize("name", cases(IMAGE_MODELS, later=(*SLOW, "logistic")))
 def test_integer_images_are_not_scaled(name):
     model, pixels = small(name)[0], np.random.default_rng(0).integers(0, 256, IMAGES).astype(np.uint8)
-    params = initialised(model, dtype=jnp.uint8)
-    apply = jax.jit(model.apply)
-    np.testing.assert_array_equal(apply(params, pixels), apply(params, pixels.astype(np.float32)))
+    both = jax.jit(lambda params, x: (model.apply(params, x), model.apply(params, x.astype(jnp.float32))))
+    np.testing.assert_array_equal(*both(initialised(name), pixels))
 
 
 def plain_cnn(params, x):
@@ -168,22 +182,23 @@ def plain_cnn(params, x):
 def test_cnn_is_the_plain_network_in_value_and_gradient():
     with jax.enable_x64(True):
         model = cnn(3, channels=(4, 5), kernel_size=3, hidden=(7,))
-        x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 9, 8, 2)))
-        params = jax.jit(model.init)(jax.random.key(0), x)
-        params = jax.tree.map(lambda leaf: leaf + np.float64(0.1), params)
-        values = [
-            jax.jit(jax.value_and_grad(lambda p, f=f: jnp.sum(jnp.sin(f(p, x)))))(params)
-            for f in (model.apply, plain_cnn)
-        ]
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), *values)
+        x = np.random.default_rng(0).normal(size=(3, 9, 8, 2))
+        params = some_params(model.init, x)
+
+        @jax.jit
+        def both(params):
+            applies = (model.apply, plain_cnn)
+            return [jax.value_and_grad(lambda p, f=f: jnp.sum(jnp.sin(f(p, x))))(params) for f in applies]
+
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), *both(params))
 
 
 def test_mlp_is_the_plain_network():
-    model, x = mlp(3, hidden=(4,)), jnp.asarray(np.random.default_rng(0).normal(size=(5, 2, 3)), jnp.float32)
-    params = model.init(jax.random.key(0), x)
+    model, x = mlp(3, hidden=(4,)), np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
+    params = some_params(model.init, x)
     first, last = params["dense_0"], params["dense_1"]
     h = np.maximum(x.reshape(5, 6) @ first["kernel"] + first["bias"], 0)
-    np.testing.assert_allclose(model.apply(params, x), h @ last["kernel"] + last["bias"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(model.apply)(params, x), h @ last["kernel"] + last["bias"], rtol=1e-5, atol=1e-6)
 
 
 def plain_block(params, x, stride):
@@ -206,54 +221,70 @@ def plain_block(params, x, stride):
 @pytest.mark.parametrize(("channels", "stride"), [(4, 1), (8, 2)])
 def test_a_block_of_resnet18_is_the_plain_one_in_value_and_gradient(channels, stride):
     with jax.enable_x64(True):
-        block, x = networks._Block(channels, stride, 2), jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 5, 4)))
-        params = jax.tree.map(lambda leaf: leaf + 0.1, jax.jit(block.init)(jax.random.key(0), x)["params"])
-        applies = (lambda p: block.apply({"params": p}, x), lambda p: plain_block(p, x, stride))
-        values = [jax.jit(jax.value_and_grad(lambda p, f=f: jnp.sum(jnp.sin(f(p)))))(params) for f in applies]
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-10), *values)
+        block, x = networks._Block(channels, stride, 2), np.random.default_rng(0).normal(size=(2, 6, 5, 4))
+        params = some_params(block.init, x)["params"]
+        applies = (lambda p: block.apply({"params": p}, x), lambda p: plain_block(p, jnp.asarray(x), stride))
+
+        @jax.jit
+        def both(params):
+            return [jax.value_and_grad(lambda p, f=f: jnp.sum(jnp.sin(f(p))))(params) for f in applies]
+
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-10), *both(params))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "char_lstm"])
-def test_gradients_are_finite_and_reach_every_parameter(name):
-    model, shape, dtype = small(name)
-    if name == "resnet18":  # two stages of one block, which compile faster than four of two
-        model, shape = from_linen(networks._ResNet(10, 4, 2, (1, 1))), (2, 5, 4, 3)
-    inputs = jnp.asarray(np.random.default_rng(0).integers(0, 10, shape), dtype)
-    batch = {"x": inputs, "y": jnp.arange(2) if name == "resnet18" else inputs[:, ::-1]}
-    params = jax.jit(model.init)(jax.random.key(0), inputs)
-    gradient = jax.jit(jax.grad(lambda p: losses.cross_entropy(model)(p, batch).mean()))(params)
-    assert all(jnp.isfinite(leaf).all() and leaf.any() for leaf in jax.tree.leaves(gradient))
+def finite_everywhere(gradient):
+    return all(np.isfinite(leaf).all() and np.any(leaf) for leaf in jax.tree.leaves(jax.device_get(gradient)))
+
+
+def test_gradients_of_a_resnet_are_finite_and_reach_every_parameter():
+    model = from_linen(networks._ResNet(10, 4, 2, (1, 1)))  # two stages of one block compile faster than four of two
+    images = np.random.default_rng(0).integers(0, 10, (2, 5, 4, 3)).astype(np.float32)
+    batch = {"x": images, "y": np.arange(2)}
+    gradient = jax.jit(jax.grad(lambda p: losses.cross_entropy(model)(p, batch).mean()))
+    assert finite_everywhere(gradient(some_params(model.init, images)))
 
 
 @pytest.fixture(scope="module")
 def of_text():
-    """A model of text and its parameters."""
+    """A model of text: (params, batch) -> logits, losses, what is measured, and the gradient of the mean loss."""
     model = small("char_lstm")[0]
-    return model, initialised(model, TEXT, jnp.int32)
+
+    def everything(params, batch):
+        def mean(params):
+            values = losses.cross_entropy(model)(params, batch)
+            return values.mean(), values
+
+        gradient, values = jax.grad(mean, has_aux=True)(params)
+        return model.apply(params, batch["x"]), values, metrics.classification(model)(params, batch), gradient
+
+    params = some_params(model.init, np.zeros((3, 7), np.int32))
+    return functools.partial(jax.jit(everything), params)
 
 
-def test_the_loss_of_a_sequence_is_the_mean_over_its_positions(of_text):
-    model, params = of_text
-    text = jnp.asarray(np.random.default_rng(0).integers(0, 10, (3, 8)))
-    batch = {"x": text[:, :-1], "y": text[:, 1:]}
+@pytest.fixture(scope="module")
+def texts():
+    text = np.random.default_rng(0).integers(0, 10, (3, 8)).astype(np.int32)
+    return {"x": text[:, :-1], "y": text[:, 1:]}
 
-    @jax.jit
-    def all_of(params, batch):
-        measured = metrics.classification(model)(params, batch)
-        return model.apply(params, batch["x"]), losses.cross_entropy(model)(params, batch), measured
 
-    logits, loss, values = all_of(params, batch)
-    expected = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["y"][..., None], 2)[..., 0].mean(1)
+def test_the_loss_of_a_sequence_is_the_mean_over_its_positions(of_text, texts):
+    logits, loss, values, _ = jax.device_get(of_text(texts))
+    log_softmax = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = -np.take_along_axis(log_softmax, texts["y"][..., None], 2)[..., 0].mean(1)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(values["loss"], expected, rtol=1e-5)
-    np.testing.assert_allclose(values["accuracy"], (logits.argmax(-1) == batch["y"]).mean(1), rtol=1e-6)
+    np.testing.assert_allclose(values["accuracy"], (logits.argmax(-1) == texts["y"]).mean(1), rtol=1e-6)
 
 
-def test_later_characters_change_no_earlier_logits(of_text):
-    model, params = of_text
-    text, apply = jnp.arange(7)[None] % 10, jax.jit(model.apply)
-    changed = apply(params, text.at[0, 4].set(9)) != apply(params, text)
-    assert not changed[0, :4].any() and changed[0, 4:].any(-1).all()
+def test_gradients_of_an_lstm_are_finite_and_reach_every_parameter(of_text, texts):
+    assert finite_everywhere(of_text(texts)[-1])
+
+
+def test_later_characters_change_no_earlier_logits(of_text, texts):
+    other = {**texts, "x": texts["x"].copy()}
+    other["x"][:, 4] = (other["x"][:, 4] + 1) % 10
+    changed = np.asarray(of_text(texts)[0]) != np.asarray(of_text(other)[0])
+    assert not changed[:, :4].any() and changed[:, 4:].any(-1).all()
 
 
 @pytest.mark.parametrize(
@@ -261,10 +292,10 @@ def test_later_characters_change_no_earlier_logits(of_text):
     [
         (lambda: resnet18(10, width=7), "groups must divide width"),
         (lambda: resnet18(10, groups=0), "groups must"),
-        (lambda: initialised(resnet18(10), (2, 28, 28)), "give grey images their channel axis"),
+        (lambda: init_shapes(resnet18(10), (2, 28, 28)), "give grey images their channel axis"),
         (lambda: char_lstm(layers=0), "layers"),
-        (lambda: initialised(char_lstm(), (7,), jnp.int32), "inputs must be integers"),
-        (lambda: initialised(char_lstm(), (2, 7), jnp.float32), "integer"),
+        (lambda: init_shapes(char_lstm(), (7,), jnp.int32), "inputs must be integers"),
+        (lambda: init_shapes(char_lstm(), (2, 7), jnp.float32), "integer"),
         (lambda: make_model("char_lstm", 10, width=3), "known: embedding, hidden, layers"),
         (lambda: logistic(0), "num_classes"),
         (lambda: mlp(10, hidden=64), "hidden must be a sequence"),
@@ -276,11 +307,11 @@ def test_later_characters_change_no_earlier_logits(of_text):
         (lambda: make_model("resnet152", 10), "known: logistic, mlp, cnn"),
         (lambda: make_model("mlp", 10, width=3), "no setting width; known: hidden"),
         (lambda: make_model("logistic", 10, width=3), "known: none"),
-        (lambda: initialised(cnn(10), (2, 28, 28)), "give grey images their channel axis"),
-        (lambda: initialised(cnn(10), (2, 784)), "batch, height, width, channels"),
-        (lambda: initialised(cnn(10), (2, 3, 28, 1)), "cannot be halved 2 times"),
-        (lambda: cnn(10).apply(initialised(cnn(10)), jnp.zeros((28, 28, 1))), "batch axis"),
-        (lambda: initialised(mlp(10), (784,)), "batch, features"),
+        (lambda: init_shapes(cnn(10), (2, 28, 28)), "give grey images their channel axis"),
+        (lambda: init_shapes(cnn(10), (2, 784)), "batch, height, width, channels"),
+        (lambda: init_shapes(cnn(10), (2, 3, 28, 1)), "cannot be halved 2 times"),
+        (lambda: cnn(10).apply({}, jnp.zeros((28, 28, 1))), "batch axis"),
+        (lambda: init_shapes(mlp(10), (784,)), "batch, features"),
     ],
 )
 def test_errors_name_the_argument(call, message):

@@ -161,15 +161,17 @@ def test_the_rate_rests_where_the_mean_gain_is_its_share_of_the_mean_prediction(
     rule = rates.retained_gain(
         0.01, start="given", hyper_rate=0.02, memory=0.99, coherence_power=0.0, tolerance=9.0
     )
-    rng, state = np.random.default_rng(0), rule.init(jnp.zeros(2))
-    update = jax.jit(rule.update)
-    path = []
-    for _ in range(6000):
-        sharp, rate = rng.random() < 0.1, float(state.rate)
-        scale, curvature = (4.0, 3.0) if sharp else (rng.uniform(0.5, 1.5), 1.0)
-        predicted = scale * rate
-        state, _ = update(state, feedback(predicted * (1 - rate * curvature / 2), predicted, predicted))
-        path.append(rate)
+    rng = np.random.default_rng(0)
+    sharp = rng.random(6000) < 0.1
+    scale, curvature = np.where(sharp, 4.0, rng.uniform(0.5, 1.5, 6000)), np.where(sharp, 3.0, 1.0)
+
+    def one_round(state, parabola):
+        scale, curvature = parabola
+        predicted = scale * state.rate
+        told = feedback(predicted * (1 - state.rate * curvature / 2), predicted, predicted)
+        return rule.update(state, told)[0], state.rate
+
+    path = np.asarray(jax.jit(lambda *of: jax.lax.scan(one_round, rule.init(jnp.zeros(2)), of)[1])(scale, curvature))
     assert np.mean(path[3000:]) == pytest.approx(2 * (1 - 0.35) * (0.9 + 0.4) / (0.9 + 0.4 * 3), rel=0.05)
 
 
