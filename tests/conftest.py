@@ -52,11 +52,13 @@ def fresh_trace_counts():
 def nothing_left():
     """Each compiled program holds memory maps; at the 65,530 that Linux allows a process, JAX dies of a SIGSEGV.
 
-    Before that they stay, garbage too: many small ones serve the next module, and a search takes a second a module.
+    Before that they stay, for many small ones serve the next module; and so does garbage, since to look for it takes a
+    second a module.
     """
     yield
-    if memory_maps() > 10_000:
+    if memory_maps() > 10_000:  # and before they fill the memory
         jax.clear_caches()
+    if memory_maps() > 30_000:
         gc.unfreeze()
         gc.collect()
     gc.freeze()

@@ -23,6 +23,7 @@ def fashion_mnist():
         pytest.skip("the Fashion-MNIST files are not here (apt-get install dataset-fashion-mnist)")
 
 
+@pytest.mark.product  # an experiment; that the package learns is shown by the tasks of test_tasks.py
 def test_adapted_rates_gain_from_a_rate_too_small_and_diverge_from_one_too_large(fashion_mnist):
     """Both halves of the picture; experiments/fashion_mnist_rates.py measures it in full."""
     partition = data.dirichlet(fashion_mnist.train["y"], 100, alpha=0.5, seed=0)
