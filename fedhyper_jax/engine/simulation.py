@@ -122,15 +122,11 @@ def simulate(
     _check_run(algorithm, state, data, rounds, schedule, evaluation_data, first_round, total_rounds)
     algorithm.diagnose(state, data)
     setting = _setting(key, data, evaluation_data, schedule, total_rounds)
-    state, history = _compiled(algorithm, schedule, setting, state, first_round, rounds=rounds, donate=donate)
+    scan = _scan_rounds_in_place if donate else _scan_rounds
+    state, history = scan(algorithm, schedule, setting, state, jnp.asarray(first_round, jnp.int32), rounds=rounds)
     if jax.config.jax_debug_nans and not _validate.is_traced(history.evaluated):
         history = history.with_gaps(jnp.where)
     return state, history
-
-
-def _compiled(algorithm, schedule: Schedule, setting: Setting, state: ServerState, first_round, *, rounds, donate):
-    scan = _scan_rounds_in_place if donate else _scan_rounds
-    return scan(algorithm, schedule, setting, state, jnp.asarray(first_round, jnp.int32), rounds=rounds)
 
 
 def _schedule(
@@ -176,6 +172,44 @@ def _rounds(algorithm, schedule, setting, state, first_round, *, rounds):
 _STATIC = ("algorithm", "schedule", "rounds")
 _scan_rounds = jax.jit(_rounds, static_argnames=_STATIC)
 _scan_rounds_in_place = jax.jit(_rounds, static_argnames=_STATIC, donate_argnames="state")
+
+
+def play_rounds(one_round, state: PyTree, first_round, rounds, *, most_rounds: int, axis: int):
+    """Plays rounds; how many of at most ``most_rounds`` is data, so that a chunk of any length is the same program.
+
+    Args:
+      one_round: ``one_round(state, number) -> (state, history)``, whose history has an ``axis`` of one round.
+      state: before the first round.
+      first_round: its number.
+      rounds: how many; may be traced, as the number of the first one may.
+      most_rounds: length of the history's axis; what stands there beyond ``rounds`` means nothing.
+      axis: of rounds.
+
+    Returns:
+      The state after the last round, and the history.
+    """
+    one_round = jax.jit(one_round)  # traced once for the shapes and the loop
+
+    def next_round(index, carry):
+        state, history = carry
+        state, one = one_round(state, first_round + index)
+        set_row = functools.partial(lax.dynamic_update_slice_in_dim, start_index=index, axis=axis)
+        return state, jax.tree.map(set_row, history, one)
+
+    def room(leaf):
+        return jnp.zeros((*leaf.shape[:axis], most_rounds, *leaf.shape[axis + 1 :]), leaf.dtype)
+
+    _, one = jax.eval_shape(one_round, state, first_round)
+    return lax.fori_loop(0, rounds, next_round, (state, jax.tree.map(room, one)))
+
+
+@functools.partial(jax.jit, static_argnames=("algorithm", "schedule", "rounds_per_chunk"), donate_argnames="state")
+def _chunk(algorithm, schedule, setting, state, first_round, rounds, *, rounds_per_chunk):
+    def one_round(state, number):
+        state, history = _one_round(algorithm, schedule, setting, state, number)
+        return state, jax.tree.map(lambda leaf: leaf[None], history)
+
+    return play_rounds(one_round, state, first_round, rounds, most_rounds=rounds_per_chunk, axis=0)
 
 
 def _not_evaluated(evaluate: Evaluation, params, setting: Setting) -> dict[str, Array]:
@@ -260,6 +294,7 @@ def run(
     eval_every: int = 1,
     participation: Participation | None = None,
     rounds_per_chunk: int = 10,
+    total_rounds: int | None = None,
     callbacks: Sequence[Callback] = (),
     compiles: bool = True,
 ) -> tuple[ServerState, History]:
@@ -270,7 +305,10 @@ def run(
     Args:
       algorithm, key, state, data, rounds, cohort_size, evaluate, evaluation_data, eval_every, participation: as
         in `simulate`.
-      rounds_per_chunk: rounds per compiled call; between calls the host sees the history.
+      rounds_per_chunk: rounds per compiled call, which is one program for them and for a shorter last one; between
+        calls the host sees the history.
+      total_rounds: of the whole run that these are the next rounds of, which evaluates its last one; None if these are
+        its last ones.
       callbacks: each called with a `Progress` after every chunk. One that raises `StopRun` ends the run there; any
         other exception goes on to the caller, with the `History` so far as its attribute ``history`` and the state
         after it as ``state``.
@@ -285,18 +323,21 @@ def run(
     check_run_arguments(algorithm, key, state, data)
     _validate.positive_integer(rounds=rounds, rounds_per_chunk=rounds_per_chunk)
     first_round = _first_round(state)
+    total_rounds = first_round + rounds if total_rounds is None else total_rounds
     schedule = _schedule(cohort_size, participation, evaluate, eval_every)
-    _check_run(algorithm, state, data, rounds, schedule, evaluation_data, first_round, first_round + rounds)
-    play = _eager
+    _check_run(algorithm, state, data, rounds, schedule, evaluation_data, first_round, total_rounds)
     if compiles:
         algorithm.diagnose(state, data)
         state = jax.tree.map(jnp.copy, state)  # the caller's stays whole
-        play = functools.partial(_compiled, donate=True)
-    setting = _setting(key, data, evaluation_data, schedule, first_round + rounds)
+    setting = _setting(key, data, evaluation_data, schedule, total_rounds)
 
     def advance(state, *, first_round, rounds, total_rounds):
         del total_rounds  # (in the setting)
-        return play(algorithm, schedule, setting, state, first_round, rounds=rounds)
+        if not compiles:
+            return _eager(algorithm, schedule, setting, state, first_round, rounds=rounds)
+        numbers = (jnp.asarray(number, jnp.int32) for number in (first_round, rounds))
+        state, history = _chunk(algorithm, schedule, setting, state, *numbers, rounds_per_chunk=rounds_per_chunk)
+        return state, jax.tree.map(lambda leaf: np.asarray(leaf)[:rounds], history)
 
     return run_chunks(
         advance,
@@ -350,7 +391,7 @@ class RoundError(RuntimeError):
 
 
 def _eager(algorithm, schedule: Schedule, setting: Setting, state: ServerState, first_round: int, *, rounds: int):
-    """As `_compiled`, without jit."""
+    """As `_chunk`, without jit."""
     pieces = []
     for number in range(first_round, first_round + rounds):
         try:

@@ -13,7 +13,7 @@ from fedhyper_jax.base import FederatedAlgorithm, Params, PyTree
 from fedhyper_jax.data import ClientData
 from fedhyper_jax.engine.checks import as_parameters
 from fedhyper_jax.engine.diagnoses import watch_idle_cores, watch_left_out
-from fedhyper_jax.engine.simulation import Callback, History, check_known_data, run_chunks, simulate
+from fedhyper_jax.engine.simulation import Callback, History, check_known_data, play_rounds, run_chunks, simulate
 from fedhyper_jax.parts import rates
 
 
@@ -163,9 +163,6 @@ def _advance(
     most_rounds,
     static,
 ):
-    """Plays rounds; how many of at most ``most_rounds`` is data, so that a short chunk is the same program."""
-
-    @jax.jit  # traced once for the shapes and the loop
     def one_round(states, number):
         def one_setting(setting, states):
             # Made inside the trace, so that a setting reaches whatever the factory does with it.
@@ -188,14 +185,7 @@ def _advance(
 
         return jax.vmap(one_setting)(settings, states)
 
-    def next_round(index, carry):
-        states, history = carry
-        states, one = one_round(states, first_round + index)
-        return states, jax.tree.map(lambda all, own: all.at[:, :, index].set(own[:, :, 0]), history, one)
-
-    _, one = jax.eval_shape(one_round, states, first_round)
-    history = jax.tree.map(lambda leaf: jnp.zeros((*leaf.shape[:2], most_rounds), leaf.dtype), one)
-    return jax.lax.fori_loop(0, rounds, next_round, (states, history))
+    return play_rounds(one_round, states, first_round, rounds, most_rounds=most_rounds, axis=2)
 
 
 def _check_setting(name: str, values) -> None:

@@ -4,12 +4,13 @@ import functools
 import pathlib
 import shutil
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 
-from fedhyper_jax.base import Params
-from fedhyper_jax.engine import parse_strategy, place, run, simulate
+from fedhyper_jax.base import FederatedAlgorithm, Params, ServerState
+from fedhyper_jax.engine import parse_strategy, place, run
 from fedhyper_jax.shell.cache import cache_use
 from fedhyper_jax.shell.checkpoint import save_parameters
 from fedhyper_jax.shell.checkpoint_file import Checkpoint
@@ -87,11 +88,12 @@ def train(
         if first:
             write_summary(folder, {"status": "unfinished", "strategy": earlier, **origin})
         with ProgressBar(total_rounds=config.run.rounds, programs=1, quiet=quiet or not first) as bar:
-            choice = _choice(config, experiment, bar) if earlier is None else earlier
+            program = functools.cache(functools.partial(_program, config, experiment))
+            choice = _choice(config, program, bar) if earlier is None else earlier
             if first:
                 write_summary(folder, {"status": "unfinished", "strategy": choice, **origin})
             notes = {"made_of": known, "strategy": choice}
-            params = _rounds(config, experiment, where, checkpoint, notes, bar)
+            params = _rounds(config, program(choice["used"]), where, checkpoint, notes, bar)
         if not first:
             return {"status": "finished", **origin}
         _save_parameters(folder, params)
@@ -128,47 +130,60 @@ def _origin(config: RunConfig, experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _make_algorithm(config: RunConfig, experiment: Experiment, strategy: str):
-    return experiment.make_algorithm(config.method.name, config.method.local_rate, strategy=strategy)
+class _Program(NamedTuple):
+    """What runs the rounds by a strategy; compiled once."""
+
+    algorithm: FederatedAlgorithm
+    state: ServerState  # before round 0
+    arguments: dict[str, Any]  # of `run`, but for the number of rounds
 
 
-def _choice(config: RunConfig, experiment: Experiment, bar: ProgressBar) -> dict[str, Any]:
-    """The strategy, and how it was chosen."""
+def _program(config: RunConfig, experiment: Experiment, strategy: str) -> _Program:
     params, key = experiment.start(config.run.seed)
+    algorithm = experiment.make_algorithm(config.method.name, config.method.local_rate, strategy=strategy)
+    arguments = {
+        "key": key,
+        "data": place(strategy, experiment.task.data),
+        "cohort_size": config.run.cohort_size,
+        "evaluate": experiment.evaluate,
+        "evaluation_data": place(strategy, experiment.evaluation_data),
+        "eval_every": config.run.eval_every,
+        "participation": experiment.participation,
+        "rounds_per_chunk": rounds_per_chunk(config),
+        "total_rounds": config.run.rounds,
+        "compiles": parse_strategy(strategy).compiles,
+    }
+    return _Program(algorithm, algorithm.init(params), arguments)
+
+
+def _choice(config: RunConfig, program: Callable[[str], _Program], bar: ProgressBar) -> dict[str, Any]:
+    """The strategy, and how it was chosen, on rounds of the very program that is to come."""
 
     def one_round(strategy: str):
-        algorithm, data = _make_algorithm(config, experiment, strategy), place(strategy, experiment.task.data)
-        state = algorithm.init(params)
-        return lambda: simulate(
-            algorithm,
-            key,
-            state,
-            data,
-            rounds=1,
-            cohort_size=config.run.cohort_size,
-            participation=experiment.participation,
-        )
+        algorithm, state, arguments = program(strategy)
+        return functools.partial(run, algorithm, state=state, rounds=1, **arguments)
 
     bar.describe("choosing a strategy")
+    start = time.perf_counter()
     _, choice = choose_strategy(config, one_round, rounds=config.run.rounds)
+    if isinstance(choice.get("timings"), list):  # not asked for, nor known from an earlier run
+        bar.compiled(config.method.name, time.perf_counter() - start)
     return choice
 
 
 def _rounds(
     config: RunConfig,
-    experiment: Experiment,
+    program: _Program,
     where: Place,
     checkpoint: Checkpoint | None,
     notes: dict[str, Any],
     bar: ProgressBar,
 ) -> Params:
     """Runs the rounds that are left; the parameters at their end."""
-    strategy, settings, folder = notes["strategy"]["used"], config.run, where.metrics.parent
-    algorithm = _make_algorithm(config, experiment, strategy)
-    params, key = experiment.start(settings.seed)
-    state = algorithm.init(params)
+    settings, folder = config.run, where.metrics.parent
+    algorithm, state, arguments = program
     if checkpoint is not None:
-        state = place(strategy, restored(checkpoint, state))
+        state = place(notes["strategy"]["used"], restored(checkpoint, state))
     done = int(state.round)
     bar.start_part(config.method.name, rounds_done=done)
     if done == settings.rounds:  # stopped while the run folder was completed
@@ -178,21 +193,7 @@ def _rounds(
         if jax.process_index() == 0:
             recorder = Recorder(where, history_records, every=settings.checkpoint_every, notes=notes, stop=stop)
             callbacks = [functools.partial(append_timing, folder), recorder, bar]
-        state, _ = run(
-            algorithm,
-            key,
-            state,
-            place(strategy, experiment.task.data),
-            rounds=settings.rounds - done,
-            cohort_size=settings.cohort_size,
-            evaluate=experiment.evaluate,
-            evaluation_data=place(strategy, experiment.evaluation_data),
-            eval_every=settings.eval_every,
-            participation=experiment.participation,
-            rounds_per_chunk=rounds_per_chunk(config),
-            callbacks=callbacks,
-            compiles=parse_strategy(strategy).compiles,
-        )
+        state, _ = run(algorithm, state=state, rounds=settings.rounds - done, callbacks=callbacks, **arguments)
     return algorithm.evaluated_params(state)
 
 
