@@ -109,3 +109,14 @@ class ProgressBar:
         to_compile = self.first_chunk_seconds / compiled * (self.programs - compiled)
         minutes, seconds = divmod(round(left / speed + to_compile), 60)
         return f"{speed:.3g} {self.unit}/s, ETA {minutes}:{seconds:02d}"
+
+
+def chunk_length(rounds: int, longest: int = 10) -> int:
+    """Rounds per compiled call: a divisor of ``rounds`` if a fair one exists, so that chunks are alike.
+
+    Example:
+      >>> chunk_length(60), chunk_length(64), chunk_length(53), chunk_length(3)
+      (10, 8, 10, 1)
+    """
+    fair = [length for length in range(1, longest + 1) if rounds % length == 0 and rounds > length]
+    return max(fair) if fair and (max(fair) >= longest // 2 or rounds <= longest) else min(longest, rounds)

@@ -13,6 +13,7 @@ from typing import Any
 from fedhyper_jax.engine import History, Progress
 from fedhyper_jax.shell.checkpoint_file import write_checkpoint
 from fedhyper_jax.shell.config import Config, ConfigError
+from fedhyper_jax.shell.progress import chunk_length
 from fedhyper_jax.shell.records import TIMING, Record, append_records
 from fedhyper_jax.shell.resume import Place
 
@@ -124,9 +125,7 @@ def append_timing(folder: str | os.PathLike, done: Progress, **labels: Any) -> N
 
 
 def rounds_per_chunk(config: Config) -> int:
-    """Rounds of a compiled call; no more than from one checkpoint to the next, nor than half of the run.
-
-    So there is a call whose time has no compilation in it.
+    """Rounds of a compiled call; no more than from one checkpoint to the next.
 
     Raises:
       ConfigError: ``checkpoint_every`` below 0.
@@ -134,4 +133,4 @@ def rounds_per_chunk(config: Config) -> int:
     every = config.run.checkpoint_every
     if every < 0:
         raise ConfigError(f"checkpoint_every must be a number of rounds, or 0 for none, got {every}")
-    return min(10, every or 10, max(1, config.run.rounds // 2))
+    return chunk_length(config.run.rounds, min(10, every) if every else 10)

@@ -1,5 +1,5 @@
 from fedhyper_jax.engine.simulation import Progress
-from fedhyper_jax.shell.progress import ProgressBar
+from fedhyper_jax.shell.progress import ProgressBar, chunk_length
 
 
 def chunk(first, done, seconds):
@@ -44,3 +44,11 @@ def test_the_bar_is_on_standard_error(capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "2/2" in captured.err and "10 rounds/s" in captured.err
+
+
+def test_chunks_are_short_and_even_where_they_can_be():
+    for rounds in range(1, 200):
+        length = chunk_length(rounds)
+        assert 1 <= length <= 10 and (rounds == 1 or length < rounds)
+        if any(rounds % fair == 0 for fair in range(5, 11)) and rounds > 10:
+            assert rounds % length == 0
