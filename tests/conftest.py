@@ -58,7 +58,7 @@ def nothing_left():
     yield
     if memory_maps() > 10_000:  # and before they fill the memory
         jax.clear_caches()
-    if memory_maps() > 30_000:
+    if memory_maps() > 15_000:
         gc.unfreeze()
         gc.collect()
     gc.freeze()
