@@ -23,10 +23,10 @@ class StrategyTiming(NamedTuple):
 
 
 def strategy_candidates(cohort_size: int, devices: int = 1) -> tuple[str, ...]:
-    """The strategies that may be fastest here, likeliest first.
+    """The strategies that may be fastest here, in the order in which they are worth a try.
 
-    On CPU clients run one after the other or in chunks that the cache holds, on accelerators as many as possible side
-    by side.
+    On CPU clients run one after the other, which compiles in half the time and so is best for short runs, or in chunks
+    that the cache holds; on accelerators as many as possible side by side.
 
     Args:
       cohort_size: clients a round.
@@ -39,8 +39,7 @@ def strategy_candidates(cohort_size: int, devices: int = 1) -> tuple[str, ...]:
     _validate.positive_integer(cohort_size=cohort_size, devices=devices)
     own = -(-cohort_size // devices)  # clients of a device
     if jax.default_backend() == "cpu":
-        names = [f"chunked({c})" for c in (5, 10) if c < own]
-        names += ["sequential"] + ["vectorized"] * (1 < own <= 10)
+        names = ["sequential", *(f"chunked({c})" for c in (5, 10) if c < own), *["vectorized"] * (1 < own <= 10)]
     else:
         names = ["vectorized"] + [f"chunked({c})" for c in (64, 16) if c < own]
     return tuple(divided(name, devices) for name in names)
@@ -55,7 +54,7 @@ def time_strategies(
     several processes the first process decides for all.
 
     Args:
-      candidates: names of strategies, likeliest first, see `strategy_candidates`.
+      candidates: names of strategies, cheapest first, see `strategy_candidates`.
       one_round: ``one_round(name)`` gives a function that runs one round of the job by that strategy and returns its
         arrays; the first call compiles.
       rounds: of the run that is to come.

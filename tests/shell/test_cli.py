@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from fedhyper_jax.engine import simulation
 from fedhyper_jax.shell.arguments import CompareArguments, RunArguments, parse_settings
 from fedhyper_jax.shell.checkpoint import load_parameters
 from fedhyper_jax.shell.cli import main
@@ -74,6 +75,17 @@ def test_a_run_can_be_repeated_from_its_configuration(run_folder, tmp_path):
     config = str(run_folder / "config.toml")
     assert main(["run", "--config", config, "--out", str(out), "--quiet"]) == 0
     assert (run_folder / "metrics.jsonl").read_bytes() == (out / "metrics.jsonl").read_bytes()
+
+
+def test_the_rounds_that_choose_a_strategy_are_of_the_program_that_runs(tmp_path):
+    """Nothing is compiled twice, and a short run tries the strategy that compiles fastest only."""
+    before = simulation._chunk._cache_size()
+    at = TINY.index("--strategy")
+    assert main(["run", *TINY[:at], *TINY[at + 2 :], "--rounds", "7", "--out", str(tmp_path / "run")]) == 0
+    assert simulation._chunk._cache_size() == before + 1
+    strategy = read_summary(tmp_path / "run")["strategy"]
+    assert (strategy["asked"], strategy["used"]) == ("auto", "sequential")
+    assert [timing["name"] for timing in strategy["timings"]] == ["sequential"]
 
 
 def test_what_a_comparison_leaves_and_prints(comparison):
