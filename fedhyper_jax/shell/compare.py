@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedhyper_jax.engine import History, place, sweep, sweep_shapes, wait_for_all
+from fedhyper_jax.engine import History, sweep, sweep_shapes, wait_for_all
 from fedhyper_jax.methods import Family
 from fedhyper_jax.shell.algorithms import compared_families
 from fedhyper_jax.shell.cache import cache_use
 from fedhyper_jax.shell.checkpoint_file import Checkpoint
 from fedhyper_jax.shell.config import CompareConfig, ConfigError, GridConfig
-from fedhyper_jax.shell.experiment import Experiment, build_experiment
+from fedhyper_jax.shell.experiment import Experiment, build_experiment, simulation_arguments
 from fedhyper_jax.shell.plots import plot_folder
 from fedhyper_jax.shell.progress import ProgressBar
 from fedhyper_jax.shell.recorder import Recorder, Stop, append_timing, rounds_per_chunk
@@ -234,16 +234,11 @@ def _program(config: CompareConfig, experiment: Experiment, family: Family, stra
         return experiment.make_algorithm(family.name, local_rate, strategy=strategy, **given)
 
     arguments = {
+        **simulation_arguments(config, experiment, strategy),
         "make_algorithm": make_algorithm,
         "settings": {"local_rate": jnp.asarray(grid.local_rates)},
         "keys": jnp.stack([key for _, key in starts]),
         "params": jax.tree.map(lambda *leaves: jnp.stack(leaves), *[params for params, _ in starts]),
-        "data": place(strategy, experiment.task.data),
-        "cohort_size": config.run.cohort_size,
-        "evaluate": experiment.evaluate,
-        "evaluation_data": place(strategy, experiment.evaluation_data),
-        "eval_every": config.run.eval_every,
-        "participation": experiment.participation,
     }
     return _Program(family, arguments)
 
@@ -251,7 +246,7 @@ def _program(config: CompareConfig, experiment: Experiment, family: Family, stra
 def _choice(
     config: CompareConfig, families: Sequence[Family], programs: Callable[[Family, str], _Program], bar: ProgressBar
 ) -> dict[str, Any]:
-    """The strategy, and how it was chosen, on rounds of the very program that is to come."""
+    """The strategy, and how it was chosen."""
     family, *_ = families or compared_families(config)  # (a process without methods helps to agree)
     method, *_ = family.hyper_rates
 
@@ -259,14 +254,10 @@ def _choice(
         arguments = programs(family, strategy).of(method)
         return functools.partial(sweep, **arguments, rounds=1, rounds_per_chunk=rounds_per_chunk(config))
 
-    bar.describe("choosing a strategy")
     # Processes divide methods between them; the devices of one alone divide its cohorts.
     devices = jax.device_count() if jax.process_count() == 1 else 1
-    start = time.perf_counter()
-    _, choice = choose_strategy(config, one_round, rounds=max(1, bar.total_rounds), devices=devices)
-    if isinstance(choice.get("timings"), list):  # not asked for, nor known from an earlier run
-        bar.compiled(family.name, time.perf_counter() - start)
-    return choice
+    rounds = max(1, bar.total_rounds)
+    return choose_strategy(config, one_round, bar, program=family.name, rounds=rounds, devices=devices)
 
 
 def _method(

@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from fedhyper_jax.base import FederatedAlgorithm, Params
 from fedhyper_jax.data import check_cohort_size
+from fedhyper_jax.engine import place
 from fedhyper_jax.parts import Participation
 from fedhyper_jax.shell.algorithms import algorithm_factory, cells, rate_bounds
 from fedhyper_jax.shell.checks import check_numbers
@@ -103,3 +104,15 @@ def build_experiment(config: Config) -> Experiment:
 def _start(init: Callable[[Array, Array], Params], inputs: Array, seed: int) -> tuple[Params, Array]:
     init_key, run_key = jax.random.split(jax.random.key(seed))
     return init(init_key, inputs), run_key
+
+
+def simulation_arguments(config: Config, experiment: Experiment, strategy: str) -> dict[str, Any]:
+    """What `run` and `sweep` are given alike: cohorts and evaluation, and the data where the strategy wants them."""
+    return {
+        "data": place(strategy, experiment.task.data),
+        "cohort_size": config.run.cohort_size,
+        "evaluate": experiment.evaluate,
+        "evaluation_data": place(strategy, experiment.evaluation_data),
+        "eval_every": config.run.eval_every,
+        "participation": experiment.participation,
+    }

@@ -1,5 +1,6 @@
 """The strategy of a run: as asked for, or the fastest of throw-away rounds, which is remembered."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,38 +10,50 @@ from fedhyper_jax.engine import agreed, divided, fastest, strategy_candidates, t
 from fedhyper_jax.shell.algorithms import OPTION_SETTINGS
 from fedhyper_jax.shell.cache import recall, remember
 from fedhyper_jax.shell.config import AUTO, CompareConfig, Config
+from fedhyper_jax.shell.progress import ProgressBar
 from fedhyper_jax.shell.records import environment
 
 
 def choose_strategy(
-    config: Config, one_round: Callable[[str], Callable[[], Any]], *, rounds: int, devices: int | None = None
-) -> tuple[str, dict[str, Any]]:
-    """The strategy of a run.
+    config: Config,
+    one_round: Callable[[str], Callable[[], Any]],
+    bar: ProgressBar,
+    *,
+    program: str,
+    rounds: int,
+    devices: int | None = None,
+) -> dict[str, Any]:
+    """The strategy of a run, chosen on rounds of the very program that is to come.
 
     Args:
       config: whose strategy may be "auto"; then candidates are timed.
       one_round: see `time_strategies`.
+      bar: is told, and of the program if timing has compiled it.
+      program: its name there.
       rounds: of the run that is to come.
       devices: that share a cohort; all of all processes if None.
 
     Returns:
-      Its name, and what the run folder records of the choice.
+      What the run folder records of the choice; its name is ``used``.
     """
+    bar.describe("choosing a strategy")
     asked, devices = config.run.strategy, jax.device_count() if devices is None else devices
     if asked != AUTO:
         used = divided(asked, devices)
-        return used, {"asked": asked, "used": used}
+        return {"asked": asked, "used": used}
     candidates = strategy_candidates(config.run.cohort_size, devices)
     question = _job_of(config)
     known = recall(question)
     position = int(agreed(candidates.index(known) if known in candidates else -1))
     if position >= 0:
-        return candidates[position], {"asked": asked, "used": candidates[position], "timings": "of an earlier run"}
+        return {"asked": asked, "used": candidates[position], "timings": "of an earlier run"}
+    start = time.perf_counter()
     timings = time_strategies(candidates, one_round, rounds=rounds)
+    bar.compiled(program, time.perf_counter() - start)
     used = fastest(timings)
     if jax.process_index() == 0:
         remember(question, used)
-    return used, {"asked": asked, "used": used, "timings": [timing._asdict() for timing in timings]}
+    return {"asked": asked, "used": used, "timings": [timing._asdict() for timing in timings]}
 
 
 def _job_of(config: Config) -> dict[str, Any]:

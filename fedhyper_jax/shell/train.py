@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fedhyper_jax.base import FederatedAlgorithm, Params, ServerState
+from fedhyper_jax.base import FederatedAlgorithm, Params
 from fedhyper_jax.engine import parse_strategy, place, run
 from fedhyper_jax.shell.cache import cache_use
 from fedhyper_jax.shell.checkpoint import save_parameters
 from fedhyper_jax.shell.checkpoint_file import Checkpoint
 from fedhyper_jax.shell.config import RunConfig
-from fedhyper_jax.shell.experiment import Experiment, build_experiment
+from fedhyper_jax.shell.experiment import Experiment, build_experiment, simulation_arguments
 from fedhyper_jax.shell.plots import plot_folder
 from fedhyper_jax.shell.progress import ProgressBar
 from fedhyper_jax.shell.recorder import Recorder, Stop, append_timing, rounds_per_chunk
@@ -134,41 +134,31 @@ class _Program(NamedTuple):
     """What runs the rounds by a strategy; compiled once."""
 
     algorithm: FederatedAlgorithm
-    state: ServerState  # before round 0
-    arguments: dict[str, Any]  # of `run`, but for the number of rounds
+    params: Params  # before round 0
+    arguments: dict[str, Any]  # of `run`, but for the state and the number of rounds
 
 
 def _program(config: RunConfig, experiment: Experiment, strategy: str) -> _Program:
     params, key = experiment.start(config.run.seed)
-    algorithm = experiment.make_algorithm(config.method.name, config.method.local_rate, strategy=strategy)
     arguments = {
+        **simulation_arguments(config, experiment, strategy),
         "key": key,
-        "data": place(strategy, experiment.task.data),
-        "cohort_size": config.run.cohort_size,
-        "evaluate": experiment.evaluate,
-        "evaluation_data": place(strategy, experiment.evaluation_data),
-        "eval_every": config.run.eval_every,
-        "participation": experiment.participation,
         "rounds_per_chunk": rounds_per_chunk(config),
         "total_rounds": config.run.rounds,
         "compiles": parse_strategy(strategy).compiles,
     }
-    return _Program(algorithm, algorithm.init(params), arguments)
+    algorithm = experiment.make_algorithm(config.method.name, config.method.local_rate, strategy=strategy)
+    return _Program(algorithm, params, arguments)
 
 
 def _choice(config: RunConfig, program: Callable[[str], _Program], bar: ProgressBar) -> dict[str, Any]:
-    """The strategy, and how it was chosen, on rounds of the very program that is to come."""
+    """The strategy, and how it was chosen."""
 
     def one_round(strategy: str):
-        algorithm, state, arguments = program(strategy)
-        return functools.partial(run, algorithm, state=state, rounds=1, **arguments)
+        algorithm, params, arguments = program(strategy)
+        return functools.partial(run, algorithm, state=algorithm.init(params), rounds=1, **arguments)
 
-    bar.describe("choosing a strategy")
-    start = time.perf_counter()
-    _, choice = choose_strategy(config, one_round, rounds=config.run.rounds)
-    if isinstance(choice.get("timings"), list):  # not asked for, nor known from an earlier run
-        bar.compiled(config.method.name, time.perf_counter() - start)
-    return choice
+    return choose_strategy(config, one_round, bar, program=config.method.name, rounds=config.run.rounds)
 
 
 def _rounds(
@@ -181,7 +171,8 @@ def _rounds(
 ) -> Params:
     """Runs the rounds that are left; the parameters at their end."""
     settings, folder = config.run, where.metrics.parent
-    algorithm, state, arguments = program
+    algorithm, params, arguments = program
+    state = algorithm.init(params)
     if checkpoint is not None:
         state = place(notes["strategy"]["used"], restored(checkpoint, state))
     done = int(state.round)
