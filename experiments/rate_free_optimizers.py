@@ -104,9 +104,7 @@ _MLP = models.mlp(10, hidden=(64,))
 TASKS = {
     "digits": CentralTask("digits, MLP", _split(data.load_digits), _MLP, 1000, 16),
     "fashion": CentralTask("Fashion-MNIST, MLP", _split(data.load_fashion_mnist), _MLP, 1000, 32),
-    "noise": CentralTask(
-        "Fashion-MNIST, 40 % random labels", _split(data.load_fashion_mnist, 0.4), _MLP, 1000, 32
-    ),
+    "noise": CentralTask("Fashion-MNIST, 40 % random labels", _split(data.load_fashion_mnist, 0.4), _MLP, 1000, 32),
     "shakespeare": CentralTask(
         "Shakespeare, next character, MLP", _shakespeare, models.from_linen(_NextCharacter()), 1000, 32
     ),

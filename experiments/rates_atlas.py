@@ -78,9 +78,7 @@ TASKS: dict[str, AtlasTask] = {
     "fm_noise": dataclasses.replace(_FASHION, title="Fashion-MNIST, 40 % random labels", noise=0.4),
     "fm_one": dataclasses.replace(_FASHION, title="Fashion-MNIST, one client a round", cohort=1),
     "fm_k5": dataclasses.replace(_FASHION, title="Fashion-MNIST, K = 5", steps=5),
-    "fm_cnn": dataclasses.replace(
-        _FASHION, title="Fashion-MNIST, CNN", model=models.cnn(10)
-    ),
+    "fm_cnn": dataclasses.replace(_FASHION, title="Fashion-MNIST, CNN", model=models.cnn(10)),
 }
 
 FROM_A_START = {

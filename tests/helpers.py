@@ -5,6 +5,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -22,11 +23,11 @@ def cases(names, *, later):
 
 
 def without_pictures(monkeypatch):
-    """Commands draw nothing, which takes longer than a tiny run."""
+    """Commands leave an empty folder of pictures: to draw them takes longer than a tiny run."""
     from fedhyper_jax.shell import compare, train
 
     for module in (train, compare):
-        monkeypatch.setattr(module, "plot_folder", lambda folder: [])
+        monkeypatch.setattr(module, "plot_folder", lambda folder: (folder / "plots").mkdir(exist_ok=True))
 
 
 def logistic_loss(params, batch):
@@ -45,6 +46,12 @@ def mixed_params():
     """Weights in bfloat16 and a bias in float32, as where a model keeps its norms in float32."""
     params = logistic_params(jnp.float32)
     return {**params, "weights": params["weights"].astype(jnp.bfloat16)}
+
+
+def some_params(init, inputs, seed=0):
+    """Normal numbers of the shapes that ``init`` gives; an initialisation takes long to compile."""
+    rng, shapes = np.random.default_rng(seed), jax.eval_shape(init, jax.random.key(0), inputs)
+    return jax.tree.map(lambda leaf: (rng.normal(size=leaf.shape) / 3).astype(leaf.dtype), shapes)
 
 
 def play(algorithm, key, data, cohorts, params=None, jit=True):

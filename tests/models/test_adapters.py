@@ -33,6 +33,7 @@ class LinenNet(linen.Module):
 
 def trains(model: Model):
     """Parameters are a plain tree of arrays that jit, grad, vmap and scan take; training lowers the loss."""
+
     def loss(params, targets):
         return jnp.mean((model.apply(params, INPUTS) - targets) ** 2)
 

@@ -12,8 +12,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from fedhyper_jax import models
 from fedhyper_jax.models import modules
-from tests.helpers import cases, product
-from tests.models.given import some_params
+from tests.helpers import cases, product, some_params
 
 IMAGES, SEQUENCES = (2, 6, 5, 4), (2, 4, 3)
 

@@ -11,8 +11,7 @@ from jax import lax
 
 from fedhyper_jax import losses, metrics
 from fedhyper_jax.models import MODELS, char_lstm, cnn, from_linen, logistic, make_model, mlp, networks, resnet18
-from tests.helpers import cases, product
-from tests.models.given import some_params
+from tests.helpers import cases, product, some_params
 
 IMAGES = (2, 28, 28, 1)
 TEXT = (2, 7)

@@ -9,8 +9,7 @@ from fedhyper_jax import fedhyper, simulate
 from fedhyper_jax.data import local_steps
 from fedhyper_jax.models import cnn, compute_in, mlp
 from fedhyper_jax.tasks.losses import cross_entropy
-from tests.helpers import product
-from tests.models.given import some_params
+from tests.helpers import product, some_params
 
 
 @pytest.mark.parametrize(("model", "shape"), [product(mlp(3), (4, 5)), (cnn(3, channels=(2,)), (4, 8, 8, 1))])

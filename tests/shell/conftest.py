@@ -6,7 +6,6 @@ import io
 import pytest
 from matplotlib.figure import Figure
 
-from fedhyper_jax.shell import compare, train
 from fedhyper_jax.shell.cli import main
 from tests.helpers import without_pictures
 
@@ -57,10 +56,9 @@ def drawn_quickly():
 
 @contextlib.contextmanager
 def empty_pictures():
-    """Commands leave the folder of their pictures, and no picture."""
+    """`without_pictures` for folders that tests share."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (train, compare):
-            patch.setattr(module, "plot_folder", lambda folder: (folder / "plots").mkdir())
+        without_pictures(patch)
         yield
 
 
