@@ -26,6 +26,8 @@ from fedhyper_jax.shell.resume import claim, newest, run_place
 from fedhyper_jax.shell.runs import load_run
 from tests.helpers import product
 
+from .conftest import empty_pictures
+
 TINY = ["--model", "logistic", "--clients", "12", "--cohort-size", "3", "--local-steps", "2", "--batch-size", "4"]
 TINY += ["--no-evaluate-clients", "--quiet", "--strategy", "sequential", "--rounds", "10", "--checkpoint-every", "4"]
 # chunks of two rounds, checkpoints after 4, 8 and 10; momentum, rows a client and a rate of its own are in the state
@@ -43,9 +45,7 @@ def quick():
     before = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", True)
     compilation_cache.reset_cache()
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (shell_train, shell_compare):
-            patch.setattr(module, "plot_folder", lambda folder: [])
+    with empty_pictures():
         yield
     jax.config.update("jax_enable_compilation_cache", before)
     compilation_cache.reset_cache()
