@@ -45,16 +45,21 @@ def _of_counters(key: UInt32[Array, "2"], number: int):
     return _threefry(key, jnp.zeros(number, jnp.uint32), jax.lax.iota(jnp.uint32, number))
 
 
+def _once(keys: UInt32[Array, "*shape 2"]) -> UInt32[Array, "*shape 2"]:
+    """Keys that XLA does not hash again in every function that uses them; to it twenty rounds look cheap."""
+    return jax.lax.optimization_barrier(keys)
+
+
 def _seed(seed: Int[Array, ""]) -> UInt32[Array, "2"]:
     return jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
 
 
 def _fold_in(key: UInt32[Array, "2"], data: UInt32[Array, ""]) -> UInt32[Array, "2"]:
-    return jnp.stack(_threefry(key, jnp.zeros((), jnp.uint32), jnp.asarray(data, jnp.uint32)))
+    return _once(jnp.stack(_threefry(key, jnp.zeros((), jnp.uint32), jnp.asarray(data, jnp.uint32))))
 
 
 def _split(key: UInt32[Array, "2"], shape: tuple[int, ...]) -> UInt32[Array, "*shape 2"]:
-    return jnp.stack(_of_counters(key, math.prod(shape)), axis=-1).reshape(*shape, 2)
+    return _once(jnp.stack(_of_counters(key, math.prod(shape)), axis=-1).reshape(*shape, 2))
 
 
 def _bits(key: UInt32[Array, "2"], bit_width: int, shape: tuple[int, ...]) -> Array:

@@ -107,6 +107,14 @@ def sample_cohort(key: Array, population: int, cohort_size: int) -> Int[Array, "
     return _sample_distinct(key, population, cohort_size)
 
 
+def _integers(key: Array, number: int, stop: int) -> Int[Array, " number"]:
+    """The numbers of `jax.random.randint` in [0, stop), both words of each hashed in one pass."""
+    upper, lower = jax.vmap(lambda key: jax.random.bits(key, (number,), jnp.uint32))(jax.random.split(key))
+    # (so it is there: 0, not 2³² mod stop, from 2¹⁶ + 1 on)
+    factor = (2**16 % stop) ** 2 % 2**32 % stop
+    return ((upper % np.uint32(stop) * np.uint32(factor) + lower % np.uint32(stop)) % np.uint32(stop)).astype(jnp.int32)
+
+
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _sample_distinct(key, population: int, cohort_size: int):
     if 2 * cohort_size > population:
@@ -119,7 +127,7 @@ def _sample_distinct(key, population: int, cohort_size: int):
     def draw(carry):
         key, _, _ = carry
         key, subkey = jax.random.split(key)
-        values = jax.random.randint(subkey, (draws,), 0, population, dtype=jnp.int32)
+        values = _integers(subkey, draws, population)
         by_value, appeared = lax.sort((values, index), num_keys=2)
         repeated = jnp.concatenate([jnp.zeros(1, bool), by_value[1:] == by_value[:-1]])
         _, _, distinct_first = lax.sort((repeated, appeared, by_value), num_keys=2)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fedhyper_jax.data import client_batches, hold_out, local_epochs, local_steps, pack, sample_cohort
 from fedhyper_jax.data.batches import _sorted_epochs
+from fedhyper_jax.data.cohorts import _integers
 
 
 def federation(sizes, extra=0):
@@ -163,6 +164,13 @@ def cohorts_of(keys, population, size):
 @pytest.mark.parametrize(("population", "size"), [(1, 1), (5, 5), (40, 20), (1_000_000, 100)])
 def test_cohorts_are_distinct_and_in_range(key, population, size):
     cohorts_of(jax.random.split(key, 50), population, size)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 100, 2**16 - 1, 2**16, 2**16 + 1, 1_000_000, 2**31 - 1])
+def test_cohorts_are_made_of_the_integers_of_jax(stop):
+    for seed in range(5):
+        own = _integers(jax.random.key(seed), 36, stop)
+        np.testing.assert_array_equal(own, jax.random.randint(jax.random.key(seed), (36,), 0, stop, dtype=np.int32))
 
 
 @pytest.mark.parametrize(("population", "size"), [(6, 2), (6, 5)])
