@@ -29,14 +29,16 @@ def _threefry(key: UInt32[Array, "2"], high: UInt32[Array, "*shape"], low: UInt3
     """Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror, Shaw, `Parallel Random Numbers: As Easy as 1, 2, 3
     <https://doi.org/10.1145/2063384.2063405>`_, 2011) of counters of two words.
     """
-    schedule = (key[0], key[1], key[0] ^ key[1] ^ _KEY_PARITY)
-    x, y = high + schedule[0], low + schedule[1]
+    schedule = [jax.lax.full_like(low, word) for word in (key[0], key[1], key[0] ^ key[1] ^ _KEY_PARITY)]
+    x, y = jax.lax.add(high, schedule[0]), jax.lax.add(low, schedule[1])
     for group in range(5):
         for rotation in _ROTATIONS[group % 2]:
-            x = x + y
-            y = x ^ ((y << np.uint32(rotation)) | (y >> np.uint32(32 - rotation)))
-        x = x + schedule[(group + 1) % 3]
-        y = y + schedule[(group + 2) % 3] + np.uint32(group + 1)
+            x = jax.lax.add(x, y)
+            left = jax.lax.shift_left(y, np.uint32(rotation))
+            right = jax.lax.shift_right_logical(y, np.uint32(32 - rotation))
+            y = jax.lax.bitwise_xor(x, jax.lax.bitwise_or(left, right))
+        x = jax.lax.add(x, schedule[(group + 1) % 3])
+        y = jax.lax.add(jax.lax.add(y, schedule[(group + 2) % 3]), np.uint32(group + 1))
     return x, y
 
 
