@@ -17,6 +17,7 @@ arrays, so they change at every step, differ per client, are swept under ``vmap`
 
 import importlib
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from fedhyper_jax import base, data, hypergradient, methods, parts
 from fedhyper_jax.base import FederatedAlgorithm, Model, RoundInfo, ServerState
@@ -58,6 +59,11 @@ from fedhyper_jax.parts import (
 )
 from fedhyper_jax.tasks import EvaluationData, evaluation, losses, make_evaluation, metrics, rounds_to_target
 
+if TYPE_CHECKING:  # (see __getattr__)
+    from fedhyper_jax import models
+    from fedhyper_jax.shell.cache import use_compilation_cache
+    from fedhyper_jax.shell.runs import load_run
+
 try:
     __version__ = version("fedhyper-jax")
 except PackageNotFoundError:  # a source tree on the path, not installed
@@ -88,7 +94,7 @@ __all__ = [
     "global_rate",
     "guards",
     "hypergradient",
-    "load_run",  # noqa: F405 (see __getattr__)
+    "load_run",
     "local_epochs",
     "local_rate",
     "local_steps",
@@ -98,7 +104,7 @@ __all__ = [
     "method_by_name",
     "methods",
     "metrics",
-    "models",  # noqa: F405 (see __getattr__)
+    "models",
     "participation",
     "parts",
     "rates",
@@ -113,7 +119,7 @@ __all__ = [
     "terms",
     "track_hypergradient",
     "use_all_cores",
-    "use_compilation_cache",  # noqa: F405 (see __getattr__)
+    "use_compilation_cache",
     "window_starts",
 ]
 __all__ += methods.families.__all__  # every method by its name
@@ -122,10 +128,12 @@ __all__ += methods.families.__all__  # every method by its name
 _OF_THE_SHELL = {"load_run": "fedhyper_jax.shell.runs", "use_compilation_cache": "fedhyper_jax.shell.cache"}
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """Loads `models`, which imports flax, and what belongs to the shell at first use."""
     if name == "models":
         return importlib.import_module("fedhyper_jax.models")
+    if name == "load_run":
+        importlib.import_module("fedhyper_jax.shell.command").check_packages("load_run")
     if name in _OF_THE_SHELL:
         return getattr(importlib.import_module(_OF_THE_SHELL[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,6 +4,7 @@ Traced values pass unchecked: a sweep under ``vmap`` or ``jit`` hands tracers to
 """
 
 import difflib
+import importlib.util
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -196,3 +197,17 @@ def did_you_mean(value: Any, known: Iterable[str]) -> str:
         spelled.setdefault(name.lower().lstrip("-"), name)  # (all options are alike in their dashes)
     near = difflib.get_close_matches(str(value).lower().lstrip("-"), spelled, n=1, cutoff=0.65)
     return f"did you mean {spelled[near[0]]}? " if near else ""
+
+
+def installed(what: str, *packages: str) -> None:
+    """The packages, by the names that Python imports, are there that something needs beside those of the transforms.
+
+    Example:
+      >>> installed("a picture", "numpy", "no_such_package")
+      Traceback (most recent call last):
+      ModuleNotFoundError: a picture needs no_such_package, not installed: pip install 'fedhyper-jax[all]'
+    """
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        message = f"{what} needs {', '.join(missing)}, not installed: pip install 'fedhyper-jax[all]'"
+        raise ModuleNotFoundError(message, name=missing[0])

@@ -42,11 +42,13 @@ def load_tfds(
     Raises:
       FileNotFoundError: the set is not prepared and TensorFlow, which its preparation needs, is not installed, or the
         preparation failed.
+      ModuleNotFoundError: TensorFlow Datasets, array_record or pillow is not installed.
       ValueError: unknown name, split or feature, images not 8-bit or of varying size, or a set prepared in a format
         without random access.
 
     Reference: TensorFlow Datasets, a collection of ready-to-use datasets, https://www.tensorflow.org/datasets
     """
+    _validate.installed("load_tfds", "tensorflow_datasets", "array_record", "PIL")
     import tensorflow_datasets as tfds
 
     builder = _builder(tfds, name_or_builder, data_dir)

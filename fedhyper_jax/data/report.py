@@ -177,6 +177,7 @@ def plot_partition(report: PartitionReport, path: str | os.PathLike) -> None:
       ...     path.stat().st_size > 1000
       True
     """
+    _validate.installed("plot_partition", "matplotlib")
     from matplotlib.figure import Figure  # the object-oriented interface: no backend, no global state
 
     figure = Figure(figsize=(9.0, 6.2), dpi=150, layout="constrained")

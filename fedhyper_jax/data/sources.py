@@ -85,6 +85,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     table = _table("digits.csv.gz", ",")
     if table is not None:
         return table[:, :-1], table[:, -1]
+    _validate.installed("the data set digits", "sklearn")
     from sklearn.datasets import load_digits
 
     return load_digits(return_X_y=True)
@@ -130,6 +131,7 @@ def _diabetes() -> tuple[np.ndarray, np.ndarray]:
     x, y = _table("diabetes_data_raw.csv.gz"), _table("diabetes_target.csv.gz")
     if x is not None and y is not None:
         return x, y
+    _validate.installed("the data set diabetes", "sklearn")
     from sklearn.datasets import load_diabetes
 
     return load_diabetes(return_X_y=True, scaled=False)

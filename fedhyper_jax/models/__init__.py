@@ -3,6 +3,10 @@
 The only floor that imports flax.
 """
 
+from fedhyper_jax import _validate
+
+_validate.installed("fedhyper_jax.models", "flax")
+
 from fedhyper_jax.models.adapters import from_linen, from_nnx
 from fedhyper_jax.models.layers import convolution
 from fedhyper_jax.models.modules import RNN, Conv, Embed, GroupNorm, LayerNorm
