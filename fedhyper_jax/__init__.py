@@ -128,12 +128,14 @@ __all__ += methods.families.__all__  # every method by its name
 _OF_THE_SHELL = {"load_run": "fedhyper_jax.shell.runs", "use_compilation_cache": "fedhyper_jax.shell.cache"}
 
 
-def __getattr__(name: str) -> Any:
-    """Loads `models`, which imports flax, and what belongs to the shell at first use."""
-    if name == "models":
-        return importlib.import_module("fedhyper_jax.models")
-    if name == "load_run":
-        importlib.import_module("fedhyper_jax.shell.command").check_packages("load_run")
-    if name in _OF_THE_SHELL:
-        return getattr(importlib.import_module(_OF_THE_SHELL[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # type checkers know these names from above, and any other is misspelt
+
+    def __getattr__(name: str) -> Any:
+        """Loads `models`, which imports flax, and what belongs to the shell at first use."""
+        if name == "models":
+            return importlib.import_module("fedhyper_jax.models")
+        if name == "load_run":
+            importlib.import_module("fedhyper_jax.shell.command").check_packages("load_run")
+        if name in _OF_THE_SHELL:
+            return getattr(importlib.import_module(_OF_THE_SHELL[name]), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

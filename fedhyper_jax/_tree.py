@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 from fedhyper_jax.base import PyTree
 
 
-def accumulator_dtype(tree: PyTree):
+def accumulator_dtype(tree: PyTree) -> Any:
     """float64 if a leaf is float64, else float32: the dtype of rates and of inner products over ``tree``."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
     return jnp.dtype(jnp.float64 if any(leaf.dtype == jnp.float64 for leaf in leaves) else jnp.float32)

@@ -12,12 +12,20 @@ from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import jax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 PyTree = Any
 Params = PyTree
+Scalar = ArrayLike
+"""One number: Python's, NumPy's, or an array of no axes, which may be traced. Rates and settings are such."""
+Range = tuple[Scalar, Scalar]
+"""A lower and an upper bound."""
 Batch = dict[str, Array]
 """Arrays with one leading example axis; by convention ``"x"`` holds inputs and ``"y"`` targets."""
+
+Examples = dict[str, Any]
+"""The same before they are drawn from: arrays of JAX or of NumPy with one leading axis."""
 
 LossFunction = Callable[..., Float[Array, " batch"]]
 """``loss_fn(params, batch)``, or ``loss_fn(params, batch, key)`` where it draws random numbers, as for dropout.
@@ -46,9 +54,9 @@ class Model(NamedTuple):
         dropout does; None where it does not.
     """
 
-    init: Callable[[Array, Array], Params]
-    apply: Callable[[Params, Array], Array]
-    train: Callable[[Params, Array, Array], Array] | None = None
+    init: Callable[[Array, Any], Params]
+    apply: Callable[[Params, Any], Array]
+    train: Callable[[Params, Any, Array], Array] | None = None
 
 
 @jax.tree_util.register_dataclass

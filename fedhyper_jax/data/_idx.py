@@ -23,7 +23,7 @@ FILES = {
 }
 
 
-def read_idx(path: str | os.PathLike) -> np.ndarray:
+def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads one IDX file, compressed or not, whatever its name says.
 
     Args:

@@ -17,7 +17,7 @@ from fedhyper_jax.data.dataset import Dataset, pixels
 def load_tfds(
     name_or_builder: Any,
     *,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     image_key: str = "image",
     label_key: str = "label",
     splits: tuple[str, str] = ("train", "test"),

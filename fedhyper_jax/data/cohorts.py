@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
 from fedhyper_jax import _validate
@@ -27,7 +28,7 @@ class Cohort:
     client_ids: Int[Array, " cohort"]
 
 
-def make_cohort(data: ClientData, client_ids) -> Cohort:
+def make_cohort(data: ClientData, client_ids: ArrayLike) -> Cohort:
     """A cohort of chosen clients, checked.
 
     Args:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fedhyper_jax.data.federated import ClientData
 
@@ -53,7 +54,7 @@ class Dataset:
         )
 
 
-def pixels(images: np.ndarray, mean: float | tuple = 0.0, std: float | tuple = 1.0) -> np.ndarray:
+def pixels(images: np.ndarray, mean: ArrayLike = 0.0, std: ArrayLike = 1.0) -> np.ndarray:
     """Standardises 8-bit images, (x/255 − mean)/std, as float32 with a channel axis.
 
     Args:
@@ -76,10 +77,9 @@ def pixels(images: np.ndarray, mean: float | tuple = 0.0, std: float | tuple = 1
         raise ValueError(f"images must be uint8 with 3 or 4 axes, got shape {images.shape} and dtype {images.dtype}")
     if images.ndim == 3:
         images = images[..., None]
-    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     scaled = images.astype(np.float32)
     # in place: three temporaries of 60,000 images would need 0.5 GB
     scaled /= np.float32(255)
-    scaled -= mean
-    scaled /= std
+    scaled -= np.asarray(mean, np.float32)
+    scaled /= np.asarray(std, np.float32)
     return scaled

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from fedhyper_jax import _validate
-from fedhyper_jax.base import Batch
+from fedhyper_jax.base import Batch, Examples
 
 
 class ClientView(NamedTuple):
@@ -30,21 +30,28 @@ class ClientView(NamedTuple):
 class ClientData(Protocol):
     """A federated data set inside a round: `FederatedData` keeps its examples, `ProceduralData` makes them."""
 
-    max_examples: int
+    @property
+    def max_examples(self) -> int:
+        """Number of examples of the largest client, or more; static."""
+        ...
 
     @property
     def population(self) -> int:
         """Number of clients; static."""
+        ...
 
     @property
     def mean_size(self) -> Float[Array, ""]:
         """Mean number of examples over all clients."""
+        ...
 
     def sizes_of(self, client_ids: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
         """Number of examples of some clients; 0 for the population, which marks a padded slot."""
+        ...
 
     def client(self, client_id: Int[Array, ""]) -> ClientView:
         """One client's examples."""
+        ...
 
 
 @jax.tree_util.register_dataclass
@@ -97,7 +104,7 @@ class FederatedData:
         )
 
 
-def check_examples(examples: dict) -> int:
+def check_examples(examples: Examples) -> int:
     """Checks a dict of example arrays and returns their common length.
 
     Raises:
@@ -132,7 +139,7 @@ def check_examples(examples: dict) -> int:
     return length
 
 
-def pack(examples: dict, client_rows: Iterable | Mapping[Any, Any]) -> FederatedData:
+def pack(examples: Examples, client_rows: Iterable[Any] | Mapping[Any, Any]) -> FederatedData:
     """Packs a pool and the rows of each client into `FederatedData`.
 
     Args:
@@ -179,7 +186,7 @@ def pack(examples: dict, client_rows: Iterable | Mapping[Any, Any]) -> Federated
     )
 
 
-def _rows_by_client(client_rows: Iterable | Mapping[Any, Any]) -> dict[Any, np.ndarray]:
+def _rows_by_client(client_rows: Iterable[Any] | Mapping[Any, Any]) -> dict[Any, np.ndarray]:
     """The rows of each client as 1-D arrays of integers, by its name or number, in the order of the federation."""
     if isinstance(client_rows, set | frozenset | str) or not isinstance(client_rows, Iterable):
         raise ValueError(
@@ -206,7 +213,7 @@ def _as_rows(client: Any, rows: Any) -> np.ndarray:
     return array
 
 
-def from_client_ids(examples: dict, client_ids: np.ndarray) -> FederatedData:
+def from_client_ids(examples: Examples, client_ids: np.ndarray) -> FederatedData:
     """Packs one's own arrays, each example labelled with the client that owns it.
 
     Clients are numbered by the sorted order of their distinct ids (which may be strings).

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fedhyper_jax import _validate
 from fedhyper_jax.data.partition import Partition
 
 # Paul Tol's "muted" scheme, told apart with any colour vision; nine hues and a grey for the tenth class.
@@ -157,7 +158,7 @@ def partition_report(partition: Partition, labels: np.ndarray | None = None) -> 
     )
 
 
-def plot_partition(report: PartitionReport, path: str | os.PathLike) -> None:
+def plot_partition(report: PartitionReport, path: str | os.PathLike[str]) -> None:
     """Draws the label counts of the clients, stacked, above a histogram of client sizes.
 
     Above 200 clients the upper panel shows 100 of them, evenly spaced from the smallest to the largest, since averages

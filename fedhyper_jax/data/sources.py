@@ -139,9 +139,9 @@ def _diabetes() -> tuple[np.ndarray, np.ndarray]:
 
 def load_fashion_mnist(
     source: str = "auto",
-    folder: str | os.PathLike | None = None,
+    folder: str | os.PathLike[str] | None = None,
     *,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     standardise: bool = True,
 ) -> Dataset:
     """Fashion-MNIST: 60,000 + 10,000 grey images of clothes, 28 × 28, ten classes.
@@ -170,9 +170,9 @@ def load_fashion_mnist(
 
 def load_mnist(
     source: str = "auto",
-    folder: str | os.PathLike | None = None,
+    folder: str | os.PathLike[str] | None = None,
     *,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     standardise: bool = True,
 ) -> Dataset:
     """MNIST: 60,000 + 10,000 handwritten digits, 28 × 28 grey pixels, ten classes.

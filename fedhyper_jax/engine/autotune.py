@@ -118,7 +118,7 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def agreed(value):
+def agreed(value: Any) -> Any:
     """The first process's value, in all processes; decisions must be one."""
     if jax.process_count() == 1:
         return value

@@ -131,7 +131,7 @@ def check_populations(populations: dict[str, int], population: int) -> None:
             )
 
 
-def as_optimizer(optimizer, *, name: str) -> optax.GradientTransformationExtraArgs:
+def as_optimizer(optimizer: Any, *, name: str) -> optax.GradientTransformationExtraArgs:
     """An optax optimizer, or anything with init and update (``optax.MultiSteps``), accepting extra arguments."""
     optimizer = optax.sgd(1.0) if optimizer is None else optimizer
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):

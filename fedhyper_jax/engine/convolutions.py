@@ -33,7 +33,7 @@ class PlainConvolution(NamedTuple):
     output_shape: tuple[int, ...]
     multiply_adds: int
 
-    def __str__(self):
+    def __str__(self) -> str:
         where = f"{self.layer}: " if self.layer else ""
         return f"{where}{self.form} of {self.input_shape} by {self.kernel_shape}"
 

@@ -174,7 +174,15 @@ _scan_rounds = jax.jit(_rounds, static_argnames=_STATIC)
 _scan_rounds_in_place = jax.jit(_rounds, static_argnames=_STATIC, donate_argnames="state")
 
 
-def play_rounds(one_round, state: PyTree, first_round, rounds, *, most_rounds: int, axis: int):
+def play_rounds(
+    one_round: Callable[..., Any],
+    state: PyTree,
+    first_round: int | Array,
+    rounds: int | Array,
+    *,
+    most_rounds: int,
+    axis: int,
+) -> Any:
     """Plays rounds; how many of at most ``most_rounds`` is data, so that a chunk of any length is the same program.
 
     Args:
@@ -248,7 +256,11 @@ def _check_run(
 
 
 def check_known_data(
-    algorithm: FederatedAlgorithm, state: ServerState, data: ClientData, evaluate, evaluation_data
+    algorithm: FederatedAlgorithm,
+    state: ServerState,
+    data: ClientData,
+    evaluate: Callable | None,
+    evaluation_data: EvaluationData | None,
 ) -> None:
     """Raises ValueError for examples, where they are known, that training or evaluation would get silently wrong."""
     algorithm.check(state, data)

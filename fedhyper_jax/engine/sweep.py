@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ def sweep(
     rounds_per_chunk: int | None = None,
     callbacks: Sequence[Callback] = (),
     states: PyTree | None = None,
-    **simulation,
+    **simulation: Any,
 ) -> tuple[Params, History]:
     """Runs an algorithm for every setting and every key in one program.
 

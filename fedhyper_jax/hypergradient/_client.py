@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from fedhyper_jax import _tree, _validate
-from fedhyper_jax.base import PyTree
+from fedhyper_jax.base import PyTree, Range, Scalar
 from fedhyper_jax.hypergradient import _arguments, _rule
 
 
@@ -30,14 +30,14 @@ class LocalHypergradientState(NamedTuple):
 
 
 def scale_by_local_hypergradient(
-    initial_rate,
-    hyper_rate=1.0,
-    bounds=(0.0, math.inf),
+    initial_rate: Scalar,
+    hyper_rate: Scalar = 1.0,
+    bounds: Range = (0.0, math.inf),
     *,
-    global_weight,
+    global_weight: Scalar,
     normalise: str | None = None,
     update: str = "additive",
-    max_change=None,
+    max_change: Scalar | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies a client's updates by a rate adapted at each local step (FedHyper-CL).
 
@@ -101,13 +101,13 @@ def scale_by_local_hypergradient(
     return local_transform(initial_rate, hyper_rate, bounds, global_weight, pipeline)
 
 
-def local_pipeline(normalise, update, max_change) -> _rule.Pipeline:
+def local_pipeline(normalise: str | None, update: str, max_change: Scalar) -> _rule.Pipeline:
     """As `pipeline`; a client has no mean to debias."""
     return _rule.pipeline(normalise, update, max_change, not_debiased="and CL sees the gradients of one client")
 
 
 def local_transform(
-    initial_rate, hyper_rate, bounds, global_weight, pipeline: _rule.Pipeline
+    initial_rate: Scalar, hyper_rate: Scalar, bounds: Range, global_weight: Scalar, pipeline: _rule.Pipeline
 ) -> optax.GradientTransformationExtraArgs:
     """`scale_by_local_hypergradient` without its checks: in the simulator a schedule may broadcast any rate."""
 

@@ -10,8 +10,9 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from fedhyper_jax import _tree, _validate
-from fedhyper_jax.base import Params, PyTree
+from fedhyper_jax.base import Params, PyTree, Scalar
 from fedhyper_jax.hypergradient import _arguments, share
+from fedhyper_jax.hypergradient.share import ShareSettings
 
 _FIRST_MOVE = 1e-3  # of (1 + ‖w‖), where the loss has no curvature to tell a rate by
 
@@ -33,23 +34,23 @@ class RetainedGainState(NamedTuple):
     first_value: Float[Array, ""]  # shape=(), same dtype: f(w_0; ξ_0)
     first_params: PyTree  # w_0, like the parameters
     first_gradient: PyTree  # ∇f(w_0; ξ_0), like the parameters
-    settings: share.ShareSettings  # arrays
+    settings: ShareSettings  # arrays
 
 
 def scale_by_retained_gain(
-    initial_rate=None,
+    initial_rate: Scalar | None = None,
     *,
     window: int = 5,
-    target_share=0.45,
-    coherence_power=0.2,
-    coherence_limit=5.0,
-    hyper_rate=0.5,
-    memory=0.9,
-    growth=1.3,
-    first_step=0.25,
-    smallest_gain=0.05,
-    tolerance=1.0,
-    ceiling_growth=1.03,
+    target_share: Scalar = 0.45,
+    coherence_power: Scalar = 0.2,
+    coherence_limit: Scalar = 5.0,
+    hyper_rate: Scalar = 0.5,
+    memory: Scalar = 0.9,
+    growth: Scalar = 1.3,
+    first_step: Scalar = 0.25,
+    smallest_gain: Scalar = 0.05,
+    tolerance: Scalar = 1.0,
+    ceiling_growth: Scalar = 1.03,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies updates by a rate that follows the share of the predicted gain which a window of steps retains.
 
@@ -220,7 +221,7 @@ def _loss_of_params(value_fn: Callable[..., Array], extra_args: dict) -> Callabl
     return lambda params: jnp.asarray(value_fn(params, **wanted))
 
 
-def _measured_rate(loss, params, gradient, direction, settings: share.ShareSettings) -> Array:
+def _measured_rate(loss, params, gradient, direction, settings: ShareSettings) -> Array:
     """A rate along the direction of the first update."""
     curvature = share.curvature_along(jax.grad(loss), params, gradient, direction)
     slope = _tree.inner_product(gradient, direction)

@@ -19,10 +19,11 @@ so that neither the unit of the loss nor that of the rate matters. Either kind o
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from fedhyper_jax import _tree, _validate
-from fedhyper_jax.base import PyTree
+from fedhyper_jax.base import PyTree, Range, Scalar
 
 NORMALISATIONS = ("cosine", "squared_norm", "debiased")
 UPDATES = ("additive", "exponential")
@@ -47,19 +48,21 @@ class Adaptation(NamedTuple):
     non_finite: Bool[Array, ""]  # the product, or κ times it, was not finite, and the rate stayed as it was
 
 
-def adaptive_rate(initial_rate, hyper_rate, bounds, dtype, *, max_change=None) -> AdaptiveRate:
+def adaptive_rate(
+    initial_rate: Scalar, hyper_rate: Scalar, bounds: Range, dtype: DTypeLike, *, max_change: Scalar | None = None
+) -> AdaptiveRate:
     """The arguments as arrays of ``dtype``, unchecked."""
     values = (initial_rate, hyper_rate, *bounds, max_change)
     return AdaptiveRate(*(None if value is None else jnp.asarray(value, dtype) for value in values))
 
 
-def of_state(state) -> AdaptiveRate:
+def of_state(state: Any) -> AdaptiveRate:
     """The rate in a transform's state, in the dtype that init chose: `optax.tree.set` may have set plain numbers."""
     bounds, dtype = (state.lower, state.upper), _tree.accumulator_dtype(state.previous_gradient)
     return adaptive_rate(state.rate, state.hyper_rate, bounds, dtype, max_change=state.max_change)
 
 
-def check_adaptive_rate(initial_rate, hyper_rate, bounds, **names: str) -> None:
+def check_adaptive_rate(initial_rate: Scalar, hyper_rate: Scalar, bounds: Range, **names: str) -> None:
     """Raises ValueError unless rate > 0, κ ≥ 0 and 0 ≤ lower ≤ rate ≤ upper; ``names`` as in `_validate.bounds`."""
     _validate.positive(**{names.get("rate_name", "initial_rate"): initial_rate})
     _validate.non_negative(hyper_rate=hyper_rate)
@@ -74,7 +77,7 @@ class Pipeline(NamedTuple):
     max_change: Any  # c ≥ |κ h|; None: no bound
 
 
-def pipeline(normalise, update, max_change, *, not_debiased: str | None = None) -> Pipeline:
+def pipeline(normalise: str | None, update: str, max_change: Scalar, *, not_debiased: str | None = None) -> Pipeline:
     """The pipeline of these arguments; without ``max_change`` an exponential update is bounded by `MAX_CHANGE`.
 
     Raises:
@@ -116,7 +119,9 @@ def ratio(product: Float[Array, ""], scale: Float[Array, ""]) -> Float[Array, ""
     return jnp.where(scale == 0, 0 * product, product / jnp.where(scale == 0, 1, scale))
 
 
-def adapt(state: AdaptiveRate, product: Float[Array, ""], *, update="additive") -> tuple[AdaptiveRate, Adaptation]:
+def adapt(
+    state: AdaptiveRate, product: Float[Array, ""], *, update: str = "additive"
+) -> tuple[AdaptiveRate, Adaptation]:
     """One hypergradient step of the rate. A product that is not finite moves nothing and is reported.
 
     κ = 0 keeps the rate bit for bit, even one outside the bounds (a schedule's, broadcast to a client).

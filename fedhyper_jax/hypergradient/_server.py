@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from fedhyper_jax import _tree
-from fedhyper_jax.base import PyTree
+from fedhyper_jax.base import PyTree, Range, Scalar
 from fedhyper_jax.hypergradient import _arguments, _rule
 
 
@@ -40,13 +40,13 @@ class TrackedHypergradientState(NamedTuple):
 
 
 def scale_by_hypergradient(
-    initial_rate,
-    hyper_rate=1.0,
-    bounds=(0.0, math.inf),
+    initial_rate: Scalar,
+    hyper_rate: Scalar = 1.0,
+    bounds: Range = (0.0, math.inf),
     *,
     normalise: str | None = None,
     update: str = "additive",
-    max_change=None,
+    max_change: Scalar | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies updates by a rate that descends its own hypergradient (FedHyper-G).
 
@@ -122,13 +122,13 @@ def scale_by_hypergradient(
 
 
 def track_hypergradient(
-    initial_rate,
-    hyper_rate=1.0,
-    bounds=(0.0, math.inf),
+    initial_rate: Scalar,
+    hyper_rate: Scalar = 1.0,
+    bounds: Range = (0.0, math.inf),
     *,
     normalise: str | None = None,
     update: str = "additive",
-    max_change=None,
+    max_change: Scalar | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adapts a rate as `scale_by_hypergradient` does and returns the updates unchanged (FedHyper-SL).
 

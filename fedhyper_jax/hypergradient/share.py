@@ -19,12 +19,15 @@ The rule of a server's rounds (`rates.retained_gain`) and the transform for one 
 (`scale_by_retained_gain`) call `adapt_to_gains`; docs/retained_gain.md derives it.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from fedhyper_jax import _tree, _validate
+from fedhyper_jax.base import PyTree, Scalar
 
 _SHRINK_MOST = 0.5  # of a rate, at once, by its share
 _SHRINK_AT_FIRST = 0.1  # where steps are taken back before the rate has been found
@@ -65,7 +68,7 @@ class SharedRate(NamedTuple):
     descent: Float[Array, ""]  # likewise of E
 
 
-def checked_settings(**named) -> ShareSettings:
+def checked_settings(**named: Scalar) -> ShareSettings:
     """The settings by name; raises ValueError, naming the argument, the value and the remedy."""
     _validate.positive(coherence_limit=named["coherence_limit"], first_step=named["first_step"])
     _validate.fraction(target_share=named["target_share"])
@@ -81,12 +84,12 @@ def checked_settings(**named) -> ShareSettings:
     return ShareSettings(**named)
 
 
-def as_arrays(settings: ShareSettings, dtype) -> ShareSettings:
+def as_arrays(settings: ShareSettings, dtype: DTypeLike) -> ShareSettings:
     """As they stand in a state."""
     return ShareSettings(*(jnp.asarray(number, dtype) for number in settings))
 
 
-def shared_rate(rate, dtype) -> SharedRate:
+def shared_rate(rate: Scalar, dtype: DTypeLike) -> SharedRate:
     """The rate before anything is known."""
     zero = jnp.zeros((), dtype)
     return SharedRate(
@@ -100,18 +103,20 @@ def shared_rate(rate, dtype) -> SharedRate:
     )
 
 
-def of_state(state) -> SharedRate:
+def of_state(state: Any) -> SharedRate:
     """What a state holds of it, in fields of the same names."""
     return SharedRate(*(getattr(state, name) for name in SharedRate._fields))
 
 
-def first_rate(slope, curvature, settings: ShareSettings, otherwise) -> Array:
+def first_rate(slope: Array, curvature: Array, settings: ShareSettings, otherwise: Array) -> Array:
     """The part c of the step along u to the minimum of the parabola: c ⟨g, u⟩ / |⟨u, H u⟩|, if that is > 0."""
     rate = settings.first_step * slope / jnp.abs(curvature)
     return jnp.where((rate > 0) & jnp.isfinite(rate), rate, otherwise)
 
 
-def curvature_along(gradient_fn, params, gradient, direction) -> Array:
+def curvature_along(
+    gradient_fn: Callable[[PyTree], PyTree], params: PyTree, gradient: PyTree, direction: PyTree
+) -> Array:
     """⟨u, H u⟩ by a difference of gradients, over a thousandth of the parameters' norm.
 
     Losses with a backward pass of their own (``jax.custom_vjp``) have no second derivative to take.
@@ -123,13 +128,13 @@ def curvature_along(gradient_fn, params, gradient, direction) -> Array:
     return _tree.inner_product(change, direction) / length
 
 
-def seen_gain(before, after, predicted) -> Array:
+def seen_gain(before: Array, after: Array, predicted: Array) -> Array:
     """f(w) − f(w'), or what is predicted where that is too little for the digits of a float32 (64) loss to tell."""
     hidden = jnp.abs(predicted) < 30 * jnp.finfo(before.dtype).eps * jnp.abs(before)
     return jnp.where(hidden, predicted, before - after)
 
 
-def adapt_to_gains(state: SharedRate, gains: Gains, settings: ShareSettings, failed) -> SharedRate:
+def adapt_to_gains(state: SharedRate, gains: Gains, settings: ShareSettings, failed: Array) -> SharedRate:
     """The rate after K steps; ``failed``: whether they came to no finite result. η = 0 moves and refuses nothing.
 
     Steps are taken back that keep no more than a sixth of the target share of what was predicted, or gain no more than

@@ -1,6 +1,7 @@
 """Other ways to make one update of the clients' updates than their mean."""
 
 from fedhyper_jax import _validate
+from fedhyper_jax.base import Scalar
 from fedhyper_jax.methods.pieces import Pieces
 from fedhyper_jax.methods.values import method
 from fedhyper_jax.parts import aggregators
@@ -38,7 +39,7 @@ def median() -> Pieces:
     source="McMahan et al., ICLR 2018, arXiv 1710.06963 (flat clipping)",
     note="then aggregated as by what stands beside it: clipped+median is the median of clipped updates",
 )
-def clipped(*, clip_norm=1.0) -> Pieces:
+def clipped(*, clip_norm: Scalar = 1.0) -> Pieces:
     r"""FedAvg of updates clipped to a norm, Δ_m ← Δ_m min(1, C / ‖Δ_m‖). Settings as of `fedavg`.
 
     Beside another aggregation it clips what that one gets: ``clipped() + median()`` is the median of clipped updates.

@@ -1,14 +1,15 @@
 """Bounds of the rates of FedHyper, by name or as numbers."""
 
 from fedhyper_jax import _validate
+from fedhyper_jax.base import Range, Scalar
 
 BOUND_KINDS = ("relative", "absolute")
 
-Bounds = str | tuple
+Bounds = str | Range
 """'relative', 'absolute' or a pair of numbers (lower, upper)."""
 
 
-def resolve_bounds(bounds: Bounds, rate, gamma, *, name: str) -> tuple:
+def resolve_bounds(bounds: Bounds, rate: Scalar, gamma: Scalar, *, name: str) -> Range:
     """Bounds as numbers: 'relative' is (rate / γ, rate · γ), 'absolute' is (1 / γ, γ), a pair stays.
 
     Args:

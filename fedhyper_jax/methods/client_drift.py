@@ -3,6 +3,7 @@
 import optax
 
 from fedhyper_jax import _validate
+from fedhyper_jax.base import Scalar
 from fedhyper_jax.methods.pieces import Pieces, Start
 from fedhyper_jax.methods.values import method
 from fedhyper_jax.parts import terms
@@ -17,7 +18,7 @@ __all__ = ["fedcm", "feddyn", "fednova", "fedprox", "mime_lite", "scaffold"]
     source="Li et al., MLSys 2020, arXiv 1812.06127",
     note="μ is tuned in the literature; there is no published default",
 )
-def fedprox(*, proximal_weight=0.1) -> Pieces:
+def fedprox(*, proximal_weight: Scalar = 0.1) -> Pieces:
     r"""FedProx: clients descend F_m(w) + (μ/2)‖w − w^t‖². Settings as of `fedavg`.
 
     Args:
@@ -100,7 +101,7 @@ def fednova() -> Pieces:
     note="α_m = α / (N n_m / Σ n) with weighting='examples', as in its code; evaluated at w, where the code "
     "evaluates averages of client models",
 )
-def feddyn(*, population: int | None = None, dynamic_weight=0.01) -> Pieces:
+def feddyn(*, population: int | None = None, dynamic_weight: Scalar = 0.01) -> Pieces:
     r"""FedDyn: clients descend F_m(w) + α_m (⟨h_m, w⟩ + ‖w − w^t‖²/2). Settings as of `fedavg`.
 
     The cohort's parameters are averaged uniformly. With ``weighting="examples"``, as in the published code, α_m =
@@ -135,7 +136,7 @@ def feddyn(*, population: int | None = None, dynamic_weight=0.01) -> Pieces:
     communication="Σ_k β_m^k up, M down",
     source="Xu et al., 2021, arXiv 2106.10874",
 )
-def fedcm(*, gradient_weight=0.1) -> Pieces:
+def fedcm(*, gradient_weight: Scalar = 0.1) -> Pieces:
     r"""FedCM: clients descend a g + (1 − a) M, M the last round's mean gradient. Settings as of `fedavg`.
 
     Args:
@@ -161,7 +162,7 @@ def fedcm(*, gradient_weight=0.1) -> Pieces:
     source="Karimireddy et al., 2020, arXiv 2008.03606",
     note="momentum as a decayed sum, as in FedJAX and TFF (an average is a tenth of it at μ = 0.9)",
 )
-def mime_lite(*, momentum=0.9) -> Pieces:
+def mime_lite(*, momentum: Scalar = 0.9) -> Pieces:
     r"""MIME-lite: clients step with the server's momentum, whose state stands still meanwhile. Settings as of `fedavg`.
 
     Another optimizer is another term: ``fedavg(loss_fn, terms=[terms.frozen_optimizer(optax.adam(1.0))], …)``.

@@ -1,6 +1,7 @@
 """Local rates that clients find themselves, step by step."""
 
 from fedhyper_jax import _validate
+from fedhyper_jax.base import Scalar
 from fedhyper_jax.methods.pieces import Pieces
 from fedhyper_jax.methods.values import method
 from fedhyper_jax.parts import client_rules
@@ -16,7 +17,7 @@ __all__ = ["delta_sgd", "fedsls", "fedsps", "ngn"]
     note="local_rate is β_0, 0.2 in the paper; δ is 0.02 by default in its code; two backward passes a step",
     local_rate=0.2,
 )
-def delta_sgd(*, scale=2.0, growth=0.1) -> Pieces:
+def delta_sgd(*, scale: Scalar = 2.0, growth: Scalar = 0.1) -> Pieces:
     r"""Δ-SGD: each client finds its rate from the smoothness it meets. Settings as of `fedavg`.
 
     ``local_rate``, 0.2 by default, is β_0, from which each client starts each round.
@@ -45,7 +46,7 @@ def delta_sgd(*, scale=2.0, growth=0.1) -> Pieces:
     note="local_rate is the cap, 1 in the paper",
     local_rate=1.0,
 )
-def fedsps(*, polyak_scale=0.5, lower_bound=0.0) -> Pieces:
+def fedsps(*, polyak_scale: Scalar = 0.5, lower_bound: Scalar = 0.0) -> Pieces:
     r"""FedSPS: stochastic Polyak steps, (F − ℓ*) / (c ‖g‖²). Settings as of `fedavg`.
 
     ``local_rate``, 1 by default, is the cap γ_b of the steps.
@@ -75,7 +76,7 @@ def fedsps(*, polyak_scale=0.5, lower_bound=0.0) -> Pieces:
     note="local_rate is its σ, 1 by default; no federated version is published",
     local_rate=1.0,
 )
-def ngn(*, lower_bound=0.0) -> Pieces:
+def ngn(*, lower_bound: Scalar = 0.0) -> Pieces:
     r"""NGN on the clients: Gauss-Newton steps of √(F − ℓ*), soft where FedSPS has a cap. Settings as of `fedavg`.
 
     ``local_rate``, 1 by default, is σ, to which the steps tend where gradients are small beside the loss.
@@ -104,7 +105,7 @@ def ngn(*, lower_bound=0.0) -> Pieces:
     note="local_rate is where the first search of a round starts, 1 as published",
     local_rate=1.0,
 )
-def fedsls(*, decrease=0.1, shrink=0.9) -> Pieces:
+def fedsls(*, decrease: Scalar = 0.1, shrink: Scalar = 0.9) -> Pieces:
     r"""FedSLS: each local step by Armijo's line search on its minibatch. Settings as of `fedavg`.
 
     ``local_rate``, 1 by default, is where the first search of a round starts.

@@ -35,7 +35,7 @@ class Settings:
     schedule_rounds: int = rates.SCHEDULE_ROUNDS
 
 
-SETTINGS: dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(Settings)}
+SETTINGS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(Settings)}
 """Fields of `Settings` by name."""
 
 

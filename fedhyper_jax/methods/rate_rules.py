@@ -5,6 +5,7 @@ import math
 import optax
 
 from fedhyper_jax import _validate
+from fedhyper_jax.base import Scalar
 from fedhyper_jax.methods.pieces import Pieces, Start
 from fedhyper_jax.methods.values import method
 from fedhyper_jax.parts import RateRule, rates
@@ -24,7 +25,7 @@ _PLATEAU = "optax.contrib.reduce_on_plateau (PyTorch's waits one round more)"
 _PLATEAU_STATE = "optax.contrib.reduce_on_plateau's"
 
 
-def exponential_decay(rate, factor=0.995) -> optax.Schedule:
+def exponential_decay(rate: Scalar, factor: Scalar = 0.995) -> optax.Schedule:
     """The schedule rate · factor^round; rate and factor may be traced.
 
     Example:
@@ -36,7 +37,7 @@ def exponential_decay(rate, factor=0.995) -> optax.Schedule:
 
 
 @method(title="Decay-G", kind="global rate", equation="α^t = α · factor^t", source=_BASELINE)
-def decay_global(*, decay_factor=0.995) -> Pieces:
+def decay_global(*, decay_factor: Scalar = 0.995) -> Pieces:
     """Decay-G: FedAvg with α^t = α · factor^t. Settings as of `fedavg`.
 
     Args:
@@ -67,7 +68,7 @@ def decay_global(*, decay_factor=0.995) -> Pieces:
     source=_BASELINE,
     note="without effect in the authors' public code; here it acts",
 )
-def decay_local(*, decay_factor=0.995) -> Pieces:
+def decay_local(*, decay_factor: Scalar = 0.995) -> Pieces:
     """Decay-SL: FedAvg with β^t = β · factor^t. Settings as of `fedavg`.
 
     (In the authors' public code this decay is without effect: local rates are rebuilt from the initial value at the
@@ -101,7 +102,7 @@ def decay_local(*, decay_factor=0.995) -> Pieces:
     state=_PLATEAU_STATE,
     source=_PLATEAU,
 )
-def plateau_global(*, plateau_factor=0.1, patience: int = 10, average_rounds: int = 1) -> Pieces:
+def plateau_global(*, plateau_factor: Scalar = 0.1, patience: int = 10, average_rounds: int = 1) -> Pieces:
     """FedAvg whose global rate is reduced when the clients' training loss stops falling. Settings as of `fedavg`.
 
     Args:
@@ -129,7 +130,7 @@ def plateau_global(*, plateau_factor=0.1, patience: int = 10, average_rounds: in
     state=_PLATEAU_STATE,
     source=_PLATEAU,
 )
-def plateau_local(*, plateau_factor=0.1, patience: int = 10, average_rounds: int = 1) -> Pieces:
+def plateau_local(*, plateau_factor: Scalar = 0.1, patience: int = 10, average_rounds: int = 1) -> Pieces:
     """FedAvg whose local rate is reduced when the clients' training loss stops falling. Settings as of `fedavg`.
 
     Args:
@@ -160,7 +161,7 @@ def plateau_local(*, plateau_factor=0.1, patience: int = 10, average_rounds: int
     note="ε as in the formula; the published code multiplies it by the cohort's size and lets it decay",
     own_global_rate="FedExP computes its global rate from the updates",
 )
-def fedexp(*, epsilon=1e-3) -> Pieces:
+def fedexp(*, epsilon: Scalar = 1e-3) -> Pieces:
     r"""FedExP: α^t = max(1, Σ p_m ‖Δ_m‖² / (2 (‖Δ‖² + ε))), evaluated at the mean of the last two iterates.
 
     Settings as of `fedavg`, but for ``global_rate``, which it computes itself.
@@ -188,7 +189,7 @@ def fedexp(*, epsilon=1e-3) -> Pieces:
     source="Kan, 2022, arXiv 2211.02106",
     note="FATHOM's epochs and batch sizes are not adapted",
 )
-def fathom(*, cosine_rate=0.01, smoothing=0.5, upper=math.inf) -> Pieces:
+def fathom(*, cosine_rate: Scalar = 0.01, smoothing: Scalar = 0.5, upper: Scalar = math.inf) -> Pieces:
     r"""FATHOM's rule of the local rate: β ← β exp(κ cos(Δ, smoothed Δ)). Settings as of `fedavg`.
 
     (FATHOM also adapts epochs and batch size; that is not part of it here.)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from fedhyper_jax import _validate
+from fedhyper_jax.base import Range, Scalar
 from fedhyper_jax.methods.pieces import Pieces, Start
 from fedhyper_jax.methods.values import method
 from fedhyper_jax.parts import RateRule, client_rules, rates
@@ -23,11 +24,11 @@ __all__ = ["retained_gain"]
 )
 def retained_gain(
     *,
-    target_share=0.35,
-    coherence_power=0.2,
-    share_rate=2.0,
-    global_hyper_rate=0.2,
-    global_range: tuple = (1 / 3, 3.0),
+    target_share: Scalar = 0.35,
+    coherence_power: Scalar = 0.2,
+    share_rate: Scalar = 2.0,
+    global_hyper_rate: Scalar = 0.2,
+    global_range: Range = (1 / 3, 3.0),
     start: str = "measured",
 ) -> Pieces:
     r"""FedAvg whose rates nobody has to choose. Settings as of `fedavg`.

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from fedhyper_jax import _validate
-from fedhyper_jax.base import FederatedAlgorithm, LossFunction
+from fedhyper_jax.base import FederatedAlgorithm, LossFunction, Scalar
 from fedhyper_jax.data import LocalWork
 from fedhyper_jax.hypergradient import AdaptiveRate, local_pipeline, pipeline
 from fedhyper_jax.methods.authors_code import VARIANTS
@@ -35,13 +35,13 @@ RATE_STARTS = ("restart", "warm", "per_client")
 )
 def G(
     *,
-    hyper_rate=1.0,
+    hyper_rate: Scalar = 1.0,
     global_bounds: Bounds | None = None,
-    global_gamma=3.0,
+    global_gamma: Scalar = 3.0,
     inner_product: str = "pseudo_gradient",
     normalise: str | None = None,
     update: str = "additive",
-    max_change=None,
+    max_change: Scalar | None = None,
 ) -> Pieces:
     r"""FedHyper-G: the global rate follows its hypergradient, α^t = clip(α^{t-1} + κ ⟨Δ^t, Δ^{t-1}⟩).
 
@@ -105,13 +105,13 @@ def _unless_usual(inner_product: str) -> str | None:
 )
 def SL(
     *,
-    hyper_rate=1.0,
+    hyper_rate: Scalar = 1.0,
     local_bounds: Bounds = "relative",
-    local_gamma=10.0,
+    local_gamma: Scalar = 10.0,
     inner_product: str = "pseudo_gradient",
     normalise: str | None = None,
     update: str = "additive",
-    max_change=None,
+    max_change: Scalar | None = None,
 ) -> Pieces:
     r"""FedHyper-SL: the server moves the local rate of the next round, β^{t+1} = clip(β^t + κ ⟨Δ^t, Δ^{t-1}⟩).
 
@@ -164,15 +164,15 @@ def _moved_by_server(start: Start, hyper_rate, local_bounds: Bounds, local_gamma
 )
 def CL(
     *,
-    hyper_rate=1.0,
+    hyper_rate: Scalar = 1.0,
     local_bounds: Bounds = "relative",
-    local_gamma=10.0,
-    global_weight=None,
+    local_gamma: Scalar = 10.0,
+    global_weight: Scalar | None = None,
     client_rates: str = "restart",
     population: int | None = None,
     normalise: str | None = None,
     update: str = "additive",
-    max_change=None,
+    max_change: Scalar | None = None,
 ) -> Pieces:
     r"""FedHyper-CL: each client moves its rate at every local step, by its own gradients and the last pseudo-gradient.
 
@@ -300,18 +300,18 @@ def fedhyper(
     local_rate: optax.ScalarOrSchedule | RateRule,
     global_rate: optax.ScalarOrSchedule | RateRule = 1.0,
     variant: str = "paper",
-    hyper_rate=1.0,
+    hyper_rate: Scalar = 1.0,
     global_bounds: Bounds | None = None,
     local_bounds: Bounds = "relative",
-    global_gamma=3.0,
-    local_gamma=10.0,
-    global_weight=None,
+    global_gamma: Scalar = 3.0,
+    local_gamma: Scalar = 10.0,
+    global_weight: Scalar | None = None,
     inner_product: str = "pseudo_gradient",
     client_rates: str = "restart",
     population: int | None = None,
     normalise: str | None = None,
     update: str = "additive",
-    max_change=None,
+    max_change: Scalar | None = None,
     **settings: Any,
 ) -> FederatedAlgorithm:
     r"""FedHyper with the schedulers G, SL and CL, alone or together, on top of any optimizers: ``G(…) + CL(…)``.

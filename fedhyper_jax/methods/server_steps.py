@@ -1,6 +1,7 @@
 """Other steps of the server: FedOpt's optimizers, and optimizers without a rate to set."""
 
 from fedhyper_jax import _validate
+from fedhyper_jax.base import Scalar
 from fedhyper_jax.methods.pieces import Pieces
 from fedhyper_jax.methods.values import method
 from fedhyper_jax.parts import rates, server_optimizers
@@ -17,7 +18,7 @@ _FEDOPT = "Reddi et al., ICLR 2021, arXiv 2003.00295"
     state="m, d numbers",
     source="Hsu, Qi, Brown, 2019, arXiv 1909.06335; μ from Reddi et al.",
 )
-def fedavgm(*, momentum=0.9) -> Pieces:
+def fedavgm(*, momentum: Scalar = 0.9) -> Pieces:
     r"""FedAvgM: m ← μ m + Δ, w ← w − α m. Settings as of `fedavg`.
 
     With μ = 0.9 a steady pseudo-gradient is stepped along with 10 α.
@@ -45,7 +46,7 @@ def fedavgm(*, momentum=0.9) -> Pieces:
     source=_FEDOPT,
     global_rate=0.1,
 )
-def fedadagrad(*, adaptivity=1e-3) -> Pieces:
+def fedadagrad(*, adaptivity: Scalar = 1e-3) -> Pieces:
     r"""FedAdagrad: v ← v + Δ², w ← w − α Δ / (√v + τ). Settings as of `fedavg`; α = 0.1 by default.
 
     Args:
@@ -71,7 +72,7 @@ def fedadagrad(*, adaptivity=1e-3) -> Pieces:
     note="no bias correction, as in the paper; v before round 0 is 0, as in Google's runs",
     global_rate=0.1,
 )
-def fedadam(*, b1=0.9, b2=0.99, adaptivity=1e-3) -> Pieces:
+def fedadam(*, b1: Scalar = 0.9, b2: Scalar = 0.99, adaptivity: Scalar = 1e-3) -> Pieces:
     r"""FedAdam: Adam's moments of Δ, w ← w − α m / (√v + τ). Settings as of `fedavg`; α = 0.1 by default.
 
     Without bias correction, as in the paper; with it, as in Flower, it is `fedadam_corrected`. (There is a third one in
@@ -101,7 +102,7 @@ def fedadam(*, b1=0.9, b2=0.99, adaptivity=1e-3) -> Pieces:
     source=f"{_FEDOPT}; correction of Kingma & Ba, as Flower has it (whose exponent is one larger)",
     global_rate=0.1,
 )
-def fedadam_corrected(*, b1=0.9, b2=0.99, adaptivity=1e-3) -> Pieces:
+def fedadam_corrected(*, b1: Scalar = 0.9, b2: Scalar = 0.99, adaptivity: Scalar = 1e-3) -> Pieces:
     r"""FedAdam with Adam's bias correction, √(1−b2^{t+1}) / (1−b1^{t+1}). Options and settings as of `fedadam`.
 
     Example:
@@ -123,7 +124,7 @@ def fedadam_corrected(*, b1=0.9, b2=0.99, adaptivity=1e-3) -> Pieces:
     source=_FEDOPT,
     global_rate=0.1,
 )
-def fedyogi(*, b1=0.9, b2=0.99, adaptivity=1e-3) -> Pieces:
+def fedyogi(*, b1: Scalar = 0.9, b2: Scalar = 0.99, adaptivity: Scalar = 1e-3) -> Pieces:
     r"""FedYogi: FedAdam with v ← v − (1 − b2) Δ² sign(v − Δ²). Options and settings as of `fedadam`.
 
     Example:
@@ -145,7 +146,7 @@ def fedyogi(*, b1=0.9, b2=0.99, adaptivity=1e-3) -> Pieces:
     source="Ivgi, Hinder, Carmon, ICML 2023, arXiv 2302.12022; optax.contrib.dog",
     note="the authors average iterates, which is left to the user",
 )
-def server_dog(*, initial_distance=1e-6) -> Pieces:
+def server_dog(*, initial_distance: Scalar = 1e-6) -> Pieces:
     """FedAvg with a DoG server: no global rate to set. Settings as of `fedavg`; α multiplies its step.
 
     The first steps are tiny on purpose: r̄ starts at 1e-6 (1 + ‖w^0‖) and may grow tenfold a round.
@@ -172,7 +173,7 @@ def server_dog(*, initial_distance=1e-6) -> Pieces:
     source="Cutkosky, Defazio, Mehta, NeurIPS 2023, arXiv 2306.00144; optax.contrib.mechanize",
     own_global_rate="Mechanic finds the sum of its own updates in the parameters, so nothing else may scale its step",
 )
-def server_mechanic(*, initial_scale=1e-6, weight_decay=1e-2) -> Pieces:
+def server_mechanic(*, initial_scale: Scalar = 1e-6, weight_decay: Scalar = 1e-2) -> Pieces:
     """FedAvg with a Mechanic server: no global rate to set, α is 1. Settings as of `fedavg`, but for ``global_rate``.
 
     Args:

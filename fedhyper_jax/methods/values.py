@@ -33,7 +33,7 @@ class Method:
     """
 
     def __init__(self, parts: Iterable[Part]):
-        self.parts = tuple(parts)
+        self.parts: tuple[Part, ...] = tuple(parts)
         names = [part.line.name for part in self.parts]
         if len(set(names)) < len(names):
             raise ValueError(f"method {self.name!r} names one twice; name each once")

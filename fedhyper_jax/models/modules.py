@@ -11,11 +11,13 @@ the same everywhere; GroupNorm and RNN are flax's on other platforms than CPU, w
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen
 from flax.linen import dtypes
+from flax.typing import ConvGeneralDilatedT
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -87,7 +89,9 @@ class Conv(linen.Conv):
     Reference: Flax, https://flax.readthedocs.io.
     """
 
-    def __post_init__(self):
+    conv_general_dilated: ConvGeneralDilatedT | None = None
+
+    def __post_init__(self) -> None:
         if self.conv_general_dilated is None and self.conv_general_dilated_cls is None:
             self.conv_general_dilated = _conv_general_dilated
         super().__post_init__()
@@ -280,7 +284,7 @@ class RNN(linen.RNN):
         time_major: bool | None = None,
         reverse: bool | None = None,
         keep_order: bool | None = None,
-    ):
+    ) -> Any:
         """Runs the cell over the time axis; the arguments override fields, as in flax."""
         settings = {
             "return_carry": return_carry,

@@ -10,6 +10,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -345,7 +346,7 @@ MODELS: dict[str, Callable[..., Model]] = {
 """Factories of the built-in models by name; each takes ``num_classes`` (`char_lstm`: ``vocabulary``) and settings."""
 
 
-def make_model(name: str, num_classes: int, **settings) -> Model:
+def make_model(name: str, num_classes: int, **settings: Any) -> Model:
     """A built-in model by name: ``MODELS[name](num_classes, **settings)``.
 
     Args:

@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fedhyper_jax.base import Model
 
 
-def compute_in(model: Model, dtype) -> Model:
+def compute_in(model: Model, dtype: DTypeLike) -> Model:
     """The same model, whose layers compute in another type; parameters, gradients and outputs keep theirs.
 
     apply(w, x) = cast(f(cast(w), cast(x))), where the inner casts go to ``dtype`` and the outer one back to the type of

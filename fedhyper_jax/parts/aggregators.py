@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from fedhyper_jax import _tree, _validate
+from fedhyper_jax.base import Scalar
 from fedhyper_jax.parts.contract import Aggregator, Gathered
 
 
@@ -56,7 +57,7 @@ def _median(updates, alive):
     return jnp.where(number > 0, middle, 0)
 
 
-def clipped(inner: Aggregator, norm) -> Aggregator:
+def clipped(inner: Aggregator, norm: Scalar) -> Aggregator:
     r"""Scales each client's update down to a norm of at most ``norm``, then aggregates as ``inner`` does.
 
     .. math:: \Delta_m \leftarrow \Delta_m \min\Bigl(1, \frac{C}{\|\Delta_m\|}\Bigr)

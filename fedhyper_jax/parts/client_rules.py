@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from fedhyper_jax import _tree, _validate
-from fedhyper_jax.base import Params
+from fedhyper_jax.base import Params, Range, Scalar
 from fedhyper_jax.hypergradient import (
     AdaptiveRate,
     adaptive_rate,
@@ -80,14 +80,14 @@ class LocalSettings(NamedTuple):
 
 
 def local_hypergradient(
-    initial_rate,
-    hyper_rate,
-    bounds,
+    initial_rate: Scalar,
+    hyper_rate: Scalar,
+    bounds: Range,
     *,
-    global_weight=None,
+    global_weight: Scalar | None = None,
     normalise: str | None = None,
     update: str = "additive",
-    max_change=None,
+    max_change: Scalar | None = None,
 ) -> ClientRule:
     """FedHyper-CL: the rate moves at every local step, see `scale_by_local_hypergradient`.
 
@@ -150,7 +150,7 @@ class PolyakSettings(NamedTuple):
     lower_bound: Float[Array, ""]
 
 
-def polyak(scale=0.5, lower_bound=0.0) -> ClientRule:
+def polyak(scale: Scalar = 0.5, lower_bound: Scalar = 0.0) -> ClientRule:
     r"""FedSPS: the stochastic Polyak step of each minibatch, capped by the broadcast rate.
 
     .. math:: \beta_k = \min\Bigl\{\frac{F(w_k; \xi_k) - \ell^*}{c \, \|\nabla F(w_k; \xi_k)\|^2}, \beta\Bigr\}
@@ -193,7 +193,7 @@ def polyak(scale=0.5, lower_bound=0.0) -> ClientRule:
     )
 
 
-def ngn(lower_bound=0.0) -> ClientRule:
+def ngn(lower_bound: Scalar = 0.0) -> ClientRule:
     r"""NGN: the Gauss-Newton step of √(F − ℓ*), which no broadcast rate makes longer than Polyak's.
 
     .. math:: \beta_k = \frac{\beta}{1 + \beta \|\nabla F(w_k; \xi_k)\|^2 / (2 (F(w_k; \xi_k) - \ell^*))}
@@ -250,7 +250,14 @@ class ArmijoState(NamedTuple):
     clipped_count: Int[Array, ""]  # searches whose first trial was good enough
 
 
-def armijo(decrease=0.1, shrink=0.9, *, growth=2 ** (1 / 500), max_trials: int = 100, fallback=1e-6) -> ClientRule:
+def armijo(
+    decrease: Scalar = 0.1,
+    shrink: Scalar = 0.9,
+    *,
+    growth: Scalar = 2 ** (1 / 500),
+    max_trials: int = 100,
+    fallback: Scalar = 1e-6,
+) -> ClientRule:
     r"""FedSLS: the longest step s·b^j, j = 0, 1, …, that satisfies Armijo's condition on its minibatch.
 
     .. math:: F(w_k - \beta_k g_k; \xi_k) \le F(w_k; \xi_k) - c \, \beta_k \|g_k\|^2
@@ -338,7 +345,7 @@ class DeltaSgdState(NamedTuple):
     clipped_count: Int[Array, ""]
 
 
-def delta_sgd_rate(scale=2.0, growth=0.1) -> ClientRule:
+def delta_sgd_rate(scale: Scalar = 2.0, growth: Scalar = 0.1) -> ClientRule:
     r"""Δ-SGD: a step size from the local smoothness that the last step has met.
 
     .. math::

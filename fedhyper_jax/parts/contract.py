@@ -46,7 +46,7 @@ class RateReport(NamedTuple):
         return cls(*(jnp.zeros((), jnp.int32) for _ in cls._fields))
 
     @classmethod
-    def one(cls, *, clipped, finite) -> "RateReport":
+    def one(cls, *, clipped: Bool[Array, ""], finite: Bool[Array, ""]) -> "RateReport":
         """One update, or none where its feedback was not finite."""
         return cls(finite.astype(jnp.int32), (clipped & finite).astype(jnp.int32), (~finite).astype(jnp.int32))
 
@@ -125,7 +125,7 @@ class RateRule(NamedTuple):
     update: Callable[[PyTree, Feedback], tuple[PyTree, RateReport]]
     initial_rate: Any
     by_round: bool = False
-    report: Callable[[Params, ClientResult], PyTree] = no_report
+    report: Callable[[PyTree, Params, ClientResult], PyTree] = no_report
     refused: Callable[[PyTree, PyTree], PyTree] = keep_before
     accepts: Callable[[PyTree], Bool[Array, ""]] | None = None
     observed: Callable[[PyTree], Float[Array, ""]] | None = None

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedhyper_jax import _tree, _validate
-from fedhyper_jax.base import Params
+from fedhyper_jax.base import Params, Scalar
 from fedhyper_jax.parts.contract import FailureModel
 
 
@@ -20,7 +20,7 @@ def none() -> FailureModel:
     return FailureModel(name="none")
 
 
-def dropout(before=0.0, after=0.0) -> FailureModel:
+def dropout(before: Scalar = 0.0, after: Scalar = 0.0) -> FailureModel:
     """Each client of a cohort drops out by chance, independently of others and of other rounds.
 
     A client that drops out before it starts does no work and gets nothing; one that drops out after its work has been
@@ -62,7 +62,7 @@ def dropout(before=0.0, after=0.0) -> FailureModel:
     )
 
 
-def stragglers(share) -> FailureModel:
+def stragglers(share: Scalar) -> FailureModel:
     r"""A share of the clients is too slow, and takes only some of its steps before the round ends.
 
     .. math:: K_m' \sim \mathcal{U}\{1, \dots, K_m\} \text{ with probability } \rho, \text{ else } K_m

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from fedhyper_jax import _tree, _validate
+from fedhyper_jax.base import Scalar
 from fedhyper_jax.parts.contract import Guard, Proposal, Verdict, no_state
 
 
@@ -39,7 +40,7 @@ class RollbackState(NamedTuple):
     refusals: Int[Array, ""]  # rounds taken back since
 
 
-def rollback(factor=2.0, *, patience: int = 5) -> Guard:
+def rollback(factor: Scalar = 2.0, *, patience: int = 5) -> Guard:
     r"""Takes a round back whose cohort loss is not finite or exceeds ``factor`` times that of the last that counted.
 
     The cohort loss is the mean training loss over the examples that the participants saw, each at the iterate that saw

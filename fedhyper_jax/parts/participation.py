@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from fedhyper_jax.data import sample_cohort
 from fedhyper_jax.parts.contract import Participation
@@ -18,7 +19,7 @@ def uniform() -> Participation:
     return _UNIFORM
 
 
-def weighted(availability) -> Participation:
+def weighted(availability: ArrayLike) -> Participation:
     r"""Cohorts are drawn without replacement, one client after the other, with chances in proportion to availability.
 
     Client m is the first of a cohort with probability a_m / Σ a, and the next ones are drawn likewise from those that

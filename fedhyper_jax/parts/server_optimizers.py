@@ -16,7 +16,7 @@ import optax
 from jaxtyping import Array, Int
 
 from fedhyper_jax import _validate
-from fedhyper_jax.base import Params
+from fedhyper_jax.base import Params, Scalar
 
 
 class MomentsState(NamedTuple):
@@ -27,7 +27,7 @@ class MomentsState(NamedTuple):
     second: Params  # v
 
 
-def momentum(decay=0.9) -> optax.GradientTransformation:
+def momentum(decay: Scalar = 0.9) -> optax.GradientTransformation:
     """FedAvgM: m ← decay · m + Δ, without dampening; the update is −m.
 
     Reference:
@@ -38,7 +38,7 @@ def momentum(decay=0.9) -> optax.GradientTransformation:
     return optax.sgd(1.0, momentum=decay)
 
 
-def adagrad(adaptivity=1e-3, *, initial_accumulator=0.0) -> optax.GradientTransformation:
+def adagrad(adaptivity: Scalar = 1e-3, *, initial_accumulator: Scalar = 0.0) -> optax.GradientTransformation:
     """FedAdagrad: m = Δ, v ← v + Δ².
 
     Args:
@@ -51,7 +51,14 @@ def adagrad(adaptivity=1e-3, *, initial_accumulator=0.0) -> optax.GradientTransf
     return _adaptive(lambda v, square: v + square, 0.0, adaptivity, initial_accumulator)
 
 
-def adam(b1=0.9, b2=0.99, adaptivity=1e-3, *, initial_accumulator=0.0, bias_correction=False):
+def adam(
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.99,
+    adaptivity: Scalar = 1e-3,
+    *,
+    initial_accumulator: Scalar = 0.0,
+    bias_correction: bool = False,
+) -> optax.GradientTransformation:
     r"""FedAdam: m ← b1 m + (1 − b1) Δ, v ← b2 v + (1 − b2) Δ².
 
     Args:
@@ -70,7 +77,9 @@ def adam(b1=0.9, b2=0.99, adaptivity=1e-3, *, initial_accumulator=0.0, bias_corr
     return _adaptive(lambda v, square: b2 * v + (1 - b2) * square, b1, adaptivity, initial_accumulator, correction)
 
 
-def yogi(b1=0.9, b2=0.99, adaptivity=1e-3, *, initial_accumulator=0.0) -> optax.GradientTransformation:
+def yogi(
+    b1: Scalar = 0.9, b2: Scalar = 0.99, adaptivity: Scalar = 1e-3, *, initial_accumulator: Scalar = 0.0
+) -> optax.GradientTransformation:
     """FedYogi: m as `adam`, v ← v − (1 − b2) Δ² sign(v − Δ²).
 
     Arguments and reference as `adam`.
@@ -106,7 +115,7 @@ def _adaptive(second_moment, b1, adaptivity, initial_accumulator, correction=Non
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def dog(initial_distance=1e-6) -> optax.GradientTransformation:
+def dog(initial_distance: Scalar = 1e-6) -> optax.GradientTransformation:
     """Server DoG: step r̄ / √(Σ ‖Δ‖²), r̄ the largest distance from w^0 so far; no rate to set.
 
     Args:
@@ -119,7 +128,7 @@ def dog(initial_distance=1e-6) -> optax.GradientTransformation:
     return optax.contrib.dog(1.0, ("heuristic", initial_distance))
 
 
-def mechanic(initial_scale=1e-6, *, weight_decay=1e-2) -> optax.GradientTransformation:
+def mechanic(initial_scale: Scalar = 1e-6, *, weight_decay: Scalar = 1e-2) -> optax.GradientTransformation:
     """Server Mechanic on plain descent: learns the scale of Σ Δ by coin betting; no rate to set.
 
     It finds the sum of its own updates in the parameters, so it must be the only one to set the step: α = 1.

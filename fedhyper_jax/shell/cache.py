@@ -27,7 +27,7 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or _folder() / "programs").expanduser()
 
 
-def use_compilation_cache(folder: str | os.PathLike | None = None) -> pathlib.Path:
+def use_compilation_cache(folder: str | os.PathLike[str] | None = None) -> pathlib.Path:
     """Keeps every program that is compiled from now on, and reads those back that were compiled before.
 
     Rates, hyper rates, bounds and seeds are data: a program with others is read back and compiles nothing. One call at

@@ -17,7 +17,7 @@ from fedhyper_jax.base import Params
 from fedhyper_jax.shell.records import PARAMETERS
 
 
-def save_parameters(folder: str | os.PathLike, params: Params) -> None:
+def save_parameters(folder: str | os.PathLike[str], params: Params) -> None:
     """Writes parameters into a folder of their own, as a whole or not at all.
 
     Args:
@@ -58,7 +58,7 @@ def _check_arrays(params: Params) -> None:
             raise ValueError(f"{name} has no elements and cannot be stored; leave it out")
 
 
-def load_parameters(folder: str | os.PathLike, like: Params | None = None) -> Params:
+def load_parameters(folder: str | os.PathLike[str], like: Params | None = None) -> Params:
     """Reads parameters back, onto the default device.
 
     Args:

@@ -34,7 +34,7 @@ class Checkpoint(NamedTuple):
     weak: frozenset[str]  # names of arrays whose type gives way in promotions
 
 
-def write_checkpoint(path: str | os.PathLike, state: PyTree, notes: dict[str, Any]) -> None:
+def write_checkpoint(path: str | os.PathLike[str], state: PyTree, notes: dict[str, Any]) -> None:
     """Writes a tree of arrays and its notes; when this returns, the file has reached the disk.
 
     Args:
@@ -85,7 +85,7 @@ def sync_folder(folder: pathlib.Path) -> None:
         os.close(descriptor)
 
 
-def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Reads a checkpoint.
 
     Raises:

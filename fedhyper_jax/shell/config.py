@@ -304,7 +304,7 @@ def from_toml(text: str, command: str | None = None, *, source: str = "the confi
         raise ConfigError(f"{source}: {error}") from None
 
 
-def load_config(path: str | os.PathLike, command: str | None = None) -> Config:
+def load_config(path: str | os.PathLike[str], command: str | None = None) -> Config:
     """Reads the configuration file at ``path``, see `from_toml`.
 
     Raises:

@@ -46,7 +46,7 @@ def default_processes(cohort_size: int) -> int:
     return max(1, min(len(pinnable_cores()), cohort_size))
 
 
-in_cluster = False
+in_cluster: bool = False
 """Whether this process has joined a cluster's job."""
 
 

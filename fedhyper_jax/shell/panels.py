@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -51,7 +51,7 @@ class Curve(NamedTuple):
         return _NAMES.get(self.method, f"FedHyper-{self.method}" if self.method in STYLES else self.method)
 
     @property
-    def style(self) -> dict:
+    def style(self) -> dict[str, Any]:
         """Colour and dashes, the same in every picture; a curve alone is solid."""
         again, colour = divmod(self.number, len(_OTHERS))
         colour, dashes = STYLES.get(self.method, (_OTHERS[colour], _DASHES[again % len(_DASHES)]))

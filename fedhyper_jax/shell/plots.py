@@ -12,7 +12,7 @@ from fedhyper_jax.shell.records import CONFIG, PLOTS, read_records, read_summary
 _DPI = 150
 
 
-def plot_folder(folder: str | os.PathLike) -> list[pathlib.Path]:
+def plot_folder(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
     """Draws the pictures of a run folder, of `fedhyper run` or of `fedhyper compare`, into its ``plots/``.
 
     Args:

@@ -29,10 +29,15 @@ class ProgressBar:
     """
 
     def __init__(self, *, total_rounds: int, programs: int, quiet: bool, unit: str = "rounds"):
-        self.total_rounds, self.programs, self.unit = total_rounds, programs, unit
-        self.rounds_done = self.steady_rounds = 0
-        self.first_chunk_seconds, self.steady_seconds = 0.0, 0.0
-        self._program, self._compiled = "", set()
+        self.total_rounds: int = total_rounds
+        self.programs: int = programs
+        self.unit: str = unit
+        self.rounds_done: int = 0
+        self.steady_rounds: int = 0
+        self.first_chunk_seconds: float = 0.0
+        self.steady_seconds: float = 0.0
+        self._program = ""
+        self._compiled: set[str] = set()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),

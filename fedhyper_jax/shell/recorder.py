@@ -39,7 +39,8 @@ class Stop:
     def __init__(self, *, enabled: bool = True, notify: Callable[[], Any] = lambda: None):
         # only the main thread of a program may say what a signal does
         self._enabled = enabled and threading.current_thread() is threading.main_thread()
-        self._notify, self._when = notify, None
+        self._notify = notify
+        self._when: float | None = None
 
     @property
     def asked(self) -> bool:
@@ -51,7 +52,7 @@ class Stop:
             self._before = signal.signal(signal.SIGINT, self._request)
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._enabled:
             signal.signal(signal.SIGINT, self._before)
 
@@ -86,7 +87,10 @@ class Recorder:
         notes: dict[str, Any],
         stop: Stop,
     ):
-        self.place, self.every, self.notes, self.stop = place, every, notes, stop
+        self.place: Place = place
+        self.every: int = every
+        self.notes: dict[str, Any] = notes
+        self.stop: Stop = stop
         self._records = records
         self._bytes, self._digest = 0, hashlib.sha256()
 
@@ -114,7 +118,7 @@ class Recorder:
             path.unlink()
 
 
-def append_timing(folder: str | os.PathLike, done: Progress, **labels: Any) -> None:
+def append_timing(folder: str | os.PathLike[str], done: Progress, **labels: Any) -> None:
     """Adds a line to ``timing.jsonl``: which rounds a chunk was, and the seconds that it took.
 
     They stand apart from the records, so that a run leaves the same records however fast it was.

@@ -31,7 +31,7 @@ Record = dict[str, Any]
 
 
 def prepare_folder(
-    folder: str | os.PathLike, config: Config, *, preset: str | None = None, overwrite: bool = False
+    folder: str | os.PathLike[str], config: Config, *, preset: str | None = None, overwrite: bool = False
 ) -> pathlib.Path:
     """Makes a run folder and writes its ``config.toml``.
 
@@ -83,7 +83,7 @@ def _remove(path: pathlib.Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def read_notes(folder: str | os.PathLike) -> dict[str, str] | None:
+def read_notes(folder: str | os.PathLike[str]) -> dict[str, str] | None:
     """Command and preset in the ``config.toml`` of a run folder; None for any other folder.
 
     Read without the strict check of keys, so that folders of other versions are recognised too.
@@ -150,7 +150,7 @@ def share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def append_records(folder: str | os.PathLike, records: Iterable[Record]) -> None:
+def append_records(folder: str | os.PathLike[str], records: Iterable[Record]) -> None:
     """Appends records to ``metrics.jsonl`` in one write that has reached the disk when this returns.
 
     Unbuffered, so that it is one write indeed and several processes may append to one file.
@@ -161,7 +161,7 @@ def append_records(folder: str | os.PathLike, records: Iterable[Record]) -> None
         os.fsync(file.fileno())
 
 
-def join_records(folder: str | os.PathLike, methods: Sequence[str]) -> None:
+def join_records(folder: str | os.PathLike[str], methods: Sequence[str]) -> None:
     """Makes ``metrics.jsonl`` of what a comparison recorded of each method: run after run, in the order of the grid.
 
     The order within a method is by initial local rate and seed as they first appear, whatever the chunks were.
@@ -185,7 +185,7 @@ def _metrics_text(folder: pathlib.Path) -> str:
     return "".join(part[: part.rfind("\n") + 1] for part in parts)
 
 
-def read_records(folder: str | os.PathLike) -> list[Record]:
+def read_records(folder: str | os.PathLike[str]) -> list[Record]:
     """The records of a run folder; a last line that a killed run left half written is dropped.
 
     Raises:
@@ -226,12 +226,12 @@ def group_records(records: list[Record]) -> dict[tuple[str, float], dict[int, li
     return groups
 
 
-def write_summary(folder: str | os.PathLike, summary: dict[str, Any]) -> None:
+def write_summary(folder: str | os.PathLike[str], summary: dict[str, Any]) -> None:
     """Writes ``summary.json`` as a whole or not at all."""
     _replace(pathlib.Path(folder) / SUMMARY, json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def read_summary(folder: str | os.PathLike) -> dict[str, Any]:
+def read_summary(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The summary of a run folder; empty where there is none that can be read."""
     try:
         summary = json.loads((pathlib.Path(folder) / SUMMARY).read_text(encoding="utf-8"))

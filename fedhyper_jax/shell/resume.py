@@ -129,7 +129,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [f"{name}: {text(before, name)} → {text(now, name)}" for name in names if before.get(name) != now.get(name)]
 
 
-def check_same(folder: str | os.PathLike, before: dict[str, Any], now: dict[str, Any]) -> None:
+def check_same(folder: str | os.PathLike[str], before: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuses to go on with something else.
 
     Raises:
@@ -204,13 +204,13 @@ def restored(checkpoint: Checkpoint, like: PyTree) -> PyTree:
         raise ConfigError(f"the checkpoint cannot be resumed: {error}") from error
 
 
-def finished_summary(folder: str | os.PathLike) -> dict[str, Any] | None:
+def finished_summary(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The summary of a run that has nothing left to do; None of any other folder."""
     summary = _summary_so_far(folder)
     return summary if summary.get("status") == "finished" else None
 
 
-def _summary_so_far(folder: str | os.PathLike) -> dict[str, Any]:
+def _summary_so_far(folder: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         summary = read_summary(folder)
     except (OSError, ValueError):
@@ -218,13 +218,15 @@ def _summary_so_far(folder: str | os.PathLike) -> dict[str, Any]:
     return summary if isinstance(summary, dict) else {}
 
 
-def recorded_processes(folder: str | os.PathLike) -> int | None:
+def recorded_processes(folder: str | os.PathLike[str]) -> int | None:
     """How many processes began a run."""
     processes = _summary_so_far(folder).get("processes")
     return processes if isinstance(processes, int) and processes > 0 else None
 
 
-def recorded_strategy(folder: str | os.PathLike, checkpoints: Sequence[Checkpoint | None]) -> dict[str, Any] | None:
+def recorded_strategy(
+    folder: str | os.PathLike[str], checkpoints: Sequence[Checkpoint | None]
+) -> dict[str, Any] | None:
     """The strategy that a run was begun with, see `choose_strategy`; None where none was chosen yet."""
     of_checkpoints = [checkpoint.notes["strategy"] for checkpoint in checkpoints if checkpoint is not None]
     return of_checkpoints[0] if of_checkpoints else _summary_so_far(folder).get("strategy")
@@ -277,7 +279,7 @@ def opened(
 
 
 @contextlib.contextmanager
-def claim(folder: str | os.PathLike) -> Iterator[None]:
+def claim(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Nobody else writes to a run folder while this lasts; ends with the process, however that ends.
 
     Raises:

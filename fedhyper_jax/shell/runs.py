@@ -35,7 +35,7 @@ class Run(NamedTuple):
     summary: dict[str, Any]
 
 
-def load_run(folder: str | os.PathLike) -> Run:
+def load_run(folder: str | os.PathLike[str]) -> Run:
     """Reads a run folder of `fedhyper run` or `fedhyper compare`, finished or not.
 
     Args:

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from fedhyper_jax import _validate
-from fedhyper_jax.base import Batch, Params
+from fedhyper_jax.base import Examples, Params
 from fedhyper_jax.tasks.losses import check_per_example
 from fedhyper_jax.tasks.metrics import Mean, MetricsFunction
 
@@ -20,13 +20,25 @@ from fedhyper_jax.tasks.metrics import Mean, MetricsFunction
 class ClientExamples(Protocol):
     """Clients' examples, as `FederatedData` has them: one pool, and client after client the rows that it owns."""
 
-    examples: Batch
-    order: Int[Array, " examples"]
-    offsets: Int[Array, " population+1"]
+    @property
+    def examples(self) -> Examples:
+        """The pool."""
+        ...
+
+    @property
+    def order(self) -> Int[Array, " examples"]:
+        """Its rows, client after client."""
+        ...
+
+    @property
+    def offsets(self) -> Int[Array, " population+1"]:
+        """Where each client's begin in `order`, and where the last one's end."""
+        ...
 
     @property
     def client_sizes(self) -> Int[Array, " population"]:
         """Number of examples of each client."""
+        ...
 
 
 @jax.tree_util.register_dataclass
@@ -39,7 +51,7 @@ class EvaluationData:
       clients: each client's examples (its own, or those `data.hold_out` set aside), or None.
     """
 
-    test: Batch | None = None
+    test: Examples | None = None
     clients: ClientExamples | None = None
 
 
@@ -115,7 +127,7 @@ def make_evaluation(
         if check_examples is not None and data.clients is not None:
             check_examples(params, data.clients.examples, data.clients.order)
 
-    def _per_example(params, examples: Batch, rows) -> dict[str, Mean]:
+    def _per_example(params, examples: Examples, rows) -> dict[str, Mean]:
         """By name, a `Mean` an example; its weights are None where all examples count alike."""
         examples = jax.tree.map(jnp.asarray, examples)
         size = min(batch_size, len(rows))

@@ -1,6 +1,6 @@
 """Per-example metrics and the merge-able statistic that averages them over batches, clients and devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ class Mean(NamedTuple):
         return self.total / self.weight
 
 
-MetricsFunction = Callable[[Params, Batch], dict[str, Float[Array, " batch"] | Mean]]
+MetricsFunction = Callable[[Params, Batch], Mapping[str, Float[Array, " batch"] | Mean]]
 """``metrics_fn(params, batch)``: named values, one per example.
 
 Where examples do not count alike, a metric is a `Mean` of two such arrays: weights, and values times weights. A weight

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array
 
-from fedhyper_jax.base import Batch, LossFunction, Model
+from fedhyper_jax.base import Examples, LossFunction, Model
 from fedhyper_jax.tasks.metrics import MetricsFunction
 
 
@@ -106,7 +106,7 @@ class Task:
 
     name: str
     data: Any
-    test: Batch
+    test: Examples
     inputs: Array
     model: Model
     num_outputs: int

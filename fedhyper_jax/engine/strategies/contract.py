@@ -20,7 +20,7 @@ Loop = Callable[[Any, Callable, Any], Any]
 """``loop(num_steps, body, carry)``: a `for k in range(num_steps): carry = body(k, carry)`."""
 
 
-def compiled_loop(num_steps, body, carry):
+def compiled_loop(num_steps: Array, body: Callable[..., Any], carry: PyTree) -> PyTree:
     """The loop of every strategy but ``debug``: a scan where the number of steps is static, else a while loop."""
     return lax.fori_loop(0, num_steps, body, carry)
 

@@ -43,5 +43,5 @@ def _debug(client_fn, shared, slots: Slots):
     return total, jax.tree.map(lambda *values: jnp.stack(values), *kept)
 
 
-debug = Strategy("debug", _debug, compiles=False)
+debug: Strategy = Strategy("debug", _debug, compiles=False)
 """Plain Python loops without jit; errors name client and step, and a client that turns non-finite is named."""

@@ -106,10 +106,10 @@ def _by_length(size: int, train, slots: Slots):
     return total, jax.tree.map(lambda x: x[inverse], kept)
 
 
-vectorized = _strategy("vectorized", _side_by_side)
+vectorized: Strategy = _strategy("vectorized", _side_by_side)
 """All clients of the cohort side by side under one ``vmap``."""
 
-sequential = _strategy("sequential", _one_by_one)
+sequential: Strategy = _strategy("sequential", _one_by_one)
 """One client after the other in a scan; memory for one copy of the model."""
 
 

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float
 
 from fedhyper_jax import _tree, _validate
-from fedhyper_jax.base import Params
+from fedhyper_jax.base import Params, Range, Scalar
 from fedhyper_jax.hypergradient import (
     AdaptiveRate,
     adapt,
@@ -40,14 +40,14 @@ _FLOOR = 0.1
 
 
 def hypergradient(
-    initial_rate,
-    hyper_rate=1.0,
-    bounds=(0.0, math.inf),
+    initial_rate: Scalar,
+    hyper_rate: Scalar = 1.0,
+    bounds: Range = (0.0, math.inf),
     *,
     warm: bool = False,
     normalise: str | None = None,
     update: str = "additive",
-    max_change=None,
+    max_change: Scalar | None = None,
     name: str = "initial_rate",
 ) -> RateRule:
     r"""The rule of FedHyper-G and -SL: r ← clip(r + κ⟨Δ^t, Δ^{t-1}⟩, lower, upper), and its scale-free relatives.
@@ -176,7 +176,7 @@ class ExtrapolationState(NamedTuple):
     epsilon: Float[Array, ""]
 
 
-def extrapolation(epsilon=1e-3) -> RateRule:
+def extrapolation(epsilon: Scalar = 1e-3) -> RateRule:
     r"""FedExP's global rate: the more the clients' updates disagree, the longer the step.
 
     .. math:: \alpha^t = \max\Bigl(1, \frac{\sum_m p_m \|\Delta_m^t\|^2}{2 (\|\Delta^t\|^2 + \epsilon)}\Bigr)
@@ -240,7 +240,12 @@ class SmoothedCosineState(NamedTuple):
 
 
 def smoothed_cosine(
-    initial_rate, hyper_rate=0.01, bounds=(0.0, math.inf), *, smoothing=0.5, name: str = "initial_rate"
+    initial_rate: Scalar,
+    hyper_rate: Scalar = 0.01,
+    bounds: Range = (0.0, math.inf),
+    *,
+    smoothing: Scalar = 0.5,
+    name: str = "initial_rate",
 ) -> RateRule:
     r"""FATHOM's rule of the local rate: multiplicative, and blind to the scale of the loss.
 
@@ -311,7 +316,7 @@ class PlateauState(NamedTuple):
 
 
 def reduce_on_plateau(
-    initial_rate,
+    initial_rate: Scalar,
     *,
     factor: float = 0.1,
     patience: int = 10,

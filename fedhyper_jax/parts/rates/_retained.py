@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fedhyper_jax import _tree, _validate
-from fedhyper_jax.base import Params
+from fedhyper_jax.base import Params, Scalar
 from fedhyper_jax.hypergradient import share
 from fedhyper_jax.parts.contract import ClientResult, Feedback, RateReport, RateRule
 
@@ -42,18 +42,18 @@ class RetainedGainState(NamedTuple):
 
 
 def retained_gain(
-    initial_rate,
+    initial_rate: Scalar,
     *,
-    target_share=0.35,
-    coherence_power=0.2,
-    coherence_limit=5.0,
-    hyper_rate=2.0,
-    memory=0.6,
-    growth=1.3,
-    first_step=0.25,
-    smallest_gain=0.05,
-    tolerance=0.0,
-    ceiling_growth=1.03,
+    target_share: Scalar = 0.35,
+    coherence_power: Scalar = 0.2,
+    coherence_limit: Scalar = 5.0,
+    hyper_rate: Scalar = 2.0,
+    memory: Scalar = 0.6,
+    growth: Scalar = 1.3,
+    first_step: Scalar = 0.25,
+    smallest_gain: Scalar = 0.05,
+    tolerance: Scalar = 0.0,
+    ceiling_growth: Scalar = 1.03,
     start: str = "measured",
     name: str = "initial_rate",
 ) -> RateRule:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from fedhyper_jax import _tree, _validate
+from fedhyper_jax.base import Scalar
 from fedhyper_jax.parts.contract import (
     Conclusion,
     Contribution,
@@ -18,7 +19,7 @@ from fedhyper_jax.parts.contract import (
 from fedhyper_jax.parts.terms._arrays import accumulated, divide, model_bytes, scalar, scalar_bytes, squared_distance
 
 
-def proximal(weight=0.1) -> LocalTerm:
+def proximal(weight: Scalar = 0.1) -> LocalTerm:
     r"""FedProx: the local objective F_m(w) + (μ/2)‖w − w^t‖².
 
     Args:
@@ -97,7 +98,7 @@ def control_variates(population: int) -> LocalTerm:
     )
 
 
-def dynamic_regularization(population: int, weight=0.01, *, by_examples: bool = True) -> LocalTerm:
+def dynamic_regularization(population: int, weight: Scalar = 0.01, *, by_examples: bool = True) -> LocalTerm:
     r"""FedDyn: the local objective F_m(w) + α⟨h_m, w⟩ + (α/2)‖w − w^t‖², whose minima agree at a fixed point.
 
     .. math:: h_m \leftarrow h_m - \Delta_m, \qquad w^{t+1} = \frac1{|S|} \sum_{m \in S} w_m + \frac1N \sum_{m=1}^N h_m
@@ -151,7 +152,7 @@ def dynamic_regularization(population: int, weight=0.01, *, by_examples: bool = 
     )
 
 
-def client_momentum(weight=0.1) -> LocalTerm:
+def client_momentum(weight: Scalar = 0.1) -> LocalTerm:
     r"""FedCM: local gradients mixed with the last round's mean gradient.
 
     .. math::

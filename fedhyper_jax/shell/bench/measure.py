@@ -164,7 +164,8 @@ class _Program:
     """Some rounds of one method as one compiled program, and the state that they have led to."""
 
     def __init__(self, compiled: Callable[..., tuple[PyTree, RoundInfo]], state: PyTree, compile_seconds: float):
-        self._compiled, self._state, self.compile_seconds = compiled, state, compile_seconds
+        self._compiled, self._state = compiled, state
+        self.compile_seconds: float = compile_seconds
         self.first_loss: float | None = None
 
     def advance(self) -> RoundInfo:

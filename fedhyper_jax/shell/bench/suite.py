@@ -33,7 +33,7 @@ def bench(
     rounds: int | None = None,
     repeats: int = 7,
     processes: int | None = None,
-    out: str | os.PathLike | None = None,
+    out: str | os.PathLike[str] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Results:
     """Measures jobs one after the other.
@@ -96,7 +96,7 @@ def check_bench(
     strategy: str | None,
     rounds: int | None,
     repeats: int,
-    out: str | os.PathLike | None,
+    out: str | os.PathLike[str] | None,
 ) -> list[str]:
     """The jobs that `bench` would measure; raises ValueError for what it would refuse. Nothing is loaded or written."""
     jobs = list(jobs) or list(JOBS)
