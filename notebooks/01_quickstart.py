@@ -23,7 +23,7 @@
 # ## Installation
 #
 # On Colab, put a checkout of the repository beside this notebook first (upload or clone it); elsewhere
-# `pip install .` in the checkout does it. Where the package is installed already, nothing happens here.
+# `pip install '.[all]'` in the checkout does it. Where the package is installed already, nothing happens here.
 
 # %%
 import importlib.util
@@ -36,7 +36,7 @@ if importlib.util.find_spec("fedhyper_jax") is None:
     checkouts = [place for place in places if (place / "fedhyper_jax" / "__init__.py").exists()]
     if not checkouts:
         raise SystemExit("No checkout of fedhyper_jax here: clone or upload the repository, then run this cell again.")
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", str(checkouts[0])], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", f"{checkouts[0]}[all]"], check=True)
 
 # %%
 import dataclasses
