@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import jax
-from jax.typing import ArrayLike
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 PyTree = Any
 Params = PyTree
-Scalar = ArrayLike
+Scalar = float | np.number | np.ndarray | Array
 """One number: Python's, NumPy's, or an array of no axes, which may be traced. Rates and settings are such."""
 Range = tuple[Scalar, Scalar]
 """A lower and an upper bound."""

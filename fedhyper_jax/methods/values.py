@@ -223,7 +223,9 @@ def _signature(line: Line, options: Mapping[str, inspect.Parameter]) -> inspect.
         for name, field in SETTINGS.items()
         if name not in options and not (name == "global_rate" and line.own_global_rate)
     ]
-    return inspect.Signature([loss_fn, *options.values(), *settings])
+    # as the settings are shown, by their defaults: the types that a number may have would fill the line
+    own = [option.replace(annotation=option.empty) for option in options.values()]
+    return inspect.Signature([loss_fn, *own, *settings])
 
 
 def all_together(methods: Iterable[Method]) -> Method:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 from fedhyper_jax import _tree, _validate
 from fedhyper_jax.base import Params, Scalar
 from fedhyper_jax.hypergradient import share
+from fedhyper_jax.hypergradient.share import ShareSettings
 from fedhyper_jax.parts.contract import ClientResult, Feedback, RateReport, RateRule
 
 __all__ = ["retained_gain"]
@@ -38,7 +39,7 @@ class RetainedGainState(NamedTuple):
     descent: Float[Array, ""]  # likewise of E
     measured: Bool[Array, ""]  # whether the curvature at the start is known
     given_rate: Float[Array, ""]
-    settings: share.ShareSettings  # arrays
+    settings: ShareSettings  # arrays
 
 
 def retained_gain(
