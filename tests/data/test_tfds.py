@@ -1,5 +1,6 @@
 """TensorFlow Datasets without TensorFlow: mocked sets by their real names, and a real one made here and read back."""
 
+import importlib.util
 import io
 import json
 import sys
@@ -156,6 +157,7 @@ def test_unknown_names_and_superfluous_arguments(prepared, tmp_path):
 
 
 def test_an_unprepared_set_without_tensorflow_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorflow" else found(name))
     with pytest.raises(FileNotFoundError, match=r"mnist is not prepared .*pip install 'fedhyper-jax\[tensorflow\]'"):
         load_tfds("mnist", data_dir=tmp_path)
