@@ -12,6 +12,7 @@ arrays, so they change at every step, differ per client, are swept under ``vmap`
     `scale_by_retained_gain`.
   * Parts: `rates` (rules of either rate), `client_rules`, `terms`, `server_optimizers`, `aggregators`, `failures`,
     `guards`, `participation`; their contracts stand in `parts.contract`.
+  * Results: `make_evaluation` in a run, `evaluate_clients` by client, `History.columns` as a table of rounds.
   * Modules: `methods` (the table of them), `data`, `models`, `losses`, `metrics`, `evaluation`, `cohort`.
 """
 
@@ -56,7 +57,15 @@ from fedhyper_jax.parts import (
     server_optimizers,
     terms,
 )
-from fedhyper_jax.tasks import EvaluationData, evaluation, losses, make_evaluation, metrics, rounds_to_target
+from fedhyper_jax.tasks import (
+    EvaluationData,
+    evaluate_clients,
+    evaluation,
+    losses,
+    make_evaluation,
+    metrics,
+    rounds_to_target,
+)
 
 try:
     __version__ = version("fedhyper-jax")
@@ -82,6 +91,7 @@ __all__ = [
     "client_rules",
     "cohort",
     "data",
+    "evaluate_clients",
     "evaluation",
     "failures",
     "federated_algorithm",
