@@ -33,6 +33,9 @@ class ClientNames(tuple):
     def __hash__(self) -> int:
         return self._hash
 
+    def __reduce__(self) -> tuple:
+        return ClientNames, (tuple(self),)  # (hashes of strings are those of a process)
+
 
 class ClientView(NamedTuple):
     """One client's examples, inside a compiled round.

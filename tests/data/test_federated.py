@@ -1,5 +1,7 @@
 """Packing: whatever the clients, the packed arrays say which example is whose; bad input is refused."""
 
+import pickle
+
 import jax
 import numpy as np
 import pytest
@@ -190,6 +192,9 @@ def test_clients_keep_their_names():
     assert pack({"x": np.arange(3.0)}, [[2], [0, 1]]).names is None
     assert hold_out(data, 0.5)[0].names == hold_out(data, 0.5)[1].names == data.names
     assert jax.tree.map(lambda leaf: leaf + 1, data).names == data.names
+    assert hash(data.names) == hash(("ada", "bob", "eve"))
+    again = pickle.loads(pickle.dumps(data.names))
+    assert again == data.names and type(again) is type(data.names) and not vars(again)  # (no hash of another process)
 
 
 def test_equal_names_are_one_program():

@@ -44,7 +44,7 @@ def test_every_snippet_is_run_here():
 
 
 def test_the_library_example(capsys):
-    names = execute("fh.simulate", '"G+CL", work=work, local_rate=0.01')
+    names = execute("state.global_rate.rate", '"G+CL", work=work, local_rate=0.01')
     assert names["history"].evaluation["test_accuracy"][-1] > 0.88
     assert re.fullmatch(r"accuracy \d\d\.\d%, global rate 1\.\d\d\n", capsys.readouterr().out)
 
