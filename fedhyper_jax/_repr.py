@@ -96,7 +96,7 @@ def parameters(tree: Any, axes: int = 0) -> str:
     """
     leaves = jax.tree.leaves(tree)
     size = sum(int(np.prod(shape(leaf)[axes:])) for leaf in leaves)
-    return f"{size:,} parameters in {len(leaves)} array{'s' * (len(leaves) != 1)}"
+    return f"{size:,} parameter{'s' * (size != 1)} in {len(leaves)} array{'s' * (len(leaves) != 1)}"
 
 
 def runs(axes: tuple) -> str:
