@@ -12,6 +12,7 @@ arrays, so they change at every step, differ per client, are swept under ``vmap`
     `scale_by_retained_gain`.
   * Parts: `rates` (rules of either rate), `client_rules`, `terms`, `server_optimizers`, `aggregators`, `failures`,
     `guards`, `participation`; their contracts stand in `parts.contract`.
+  * Results: `make_evaluation` in a run, `evaluate_clients` by client, `History.columns` as a table of rounds.
   * Modules: `methods` (the table of them), `data`, `models`, `losses`, `metrics`, `evaluation`, `cohort`.
 """
 
@@ -57,7 +58,15 @@ from fedhyper_jax.parts import (
     server_optimizers,
     terms,
 )
-from fedhyper_jax.tasks import EvaluationData, evaluation, losses, make_evaluation, metrics, rounds_to_target
+from fedhyper_jax.tasks import (
+    EvaluationData,
+    evaluate_clients,
+    evaluation,
+    losses,
+    make_evaluation,
+    metrics,
+    rounds_to_target,
+)
 
 if TYPE_CHECKING:  # (see __getattr__)
     from fedhyper_jax import models
@@ -88,6 +97,7 @@ __all__ = [
     "client_rules",
     "cohort",
     "data",
+    "evaluate_clients",
     "evaluation",
     "failures",
     "federated_algorithm",

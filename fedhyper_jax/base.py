@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from fedhyper_jax import _repr
+
 PyTree = Any
 Params = PyTree
 Scalar = float | np.number | np.ndarray | Array
@@ -60,7 +62,7 @@ class Model(NamedTuple):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class ServerState:
     """State of a run between two rounds: what the next round needs, and nothing else.
 
@@ -101,6 +103,17 @@ class ServerState:
     guard: PyTree = ()
     direction: PyTree = ()
     evaluation: PyTree = ()
+
+    def __repr__(self) -> str:
+        axes = _repr.shape(self.round)
+        kept = [f"{name} of clients" for name in self.clients] if isinstance(self.clients, dict) else []
+        names = [*self.terms, *kept] if isinstance(self.terms, dict) else kept
+        rates = (_repr.number(getattr(rule, "rate", rule)) for rule in (self.global_rate, self.local_rate))
+        return (
+            f"<ServerState: {_repr.runs(axes)}next round {_repr.number(self.round)}, global rate {next(rates)}, "
+            f"local rate {next(rates)}, {_repr.parameters(self.params, len(axes))}"
+            f"{', '.join(['', *names])}>"
+        )
 
 
 class Number(NamedTuple):
@@ -210,11 +223,26 @@ class RoundInfo(NamedTuple):
         _Value, _total("to all that started: parameters, rate, Δ^{t-1} where needed, and what terms send")
     ]
 
+    def __repr__(self) -> str:
+        axes = _repr.shape(self.round)
+        told = {name: getattr(self, name) for name in TOLD}
+        if axes:
+            return _repr.over_rounds(f"RoundInfo: {_repr.runs(axes[:-1])}{axes[-1]} rounds", told)
+        numbers = ", ".join(f"{name} {_repr.number(value)}" for name, value in told.items())
+        return f"<RoundInfo: round {_repr.number(self.round)}, {numbers}>"
+
+
+TOLD = ("client_loss", "participants", "global_rate", "local_rate", "pseudo_gradient_norm")
+"""Fields of `RoundInfo` that reprs tell."""
 
 ROUND_NUMBERS: dict[str, Number] = {
     name: hint.__metadata__[0] for name, hint in get_type_hints(RoundInfo, include_extras=True).items()
 }
 """Every field of `RoundInfo` with its `Number`."""
+
+RoundInfo.__doc__ = f"{RoundInfo.__doc__}\n    Attributes:\n" + "".join(
+    f"      {name}: {number.meaning}.\n" for name, number in ROUND_NUMBERS.items()
+)
 
 SHARES: dict[str, tuple[str, str]] = {
     "global_clipped_share": ("global_rate_clipped", "global_rate_updates"),
@@ -247,7 +275,7 @@ class FederatedAlgorithm(NamedTuple):
     Attributes:
       init: ``init(params) -> ServerState``.
       round: ``round(key, state, cohort) -> (ServerState, RoundInfo)``. ``key`` is the key of the *run*; the round
-        folds its own number into it.
+        folds its own number into it. An attribute ``told`` of it, if it has one, is what the algorithm's repr says.
       evaluated_params: ``evaluated_params(state) -> params`` to evaluate and keep: w^t, or for FedExP the mean of the
         last two iterates.
       diagnose: ``diagnose(state, data)`` warns of what will make rounds slow; it may remember what it said. Those who
@@ -282,3 +310,6 @@ class FederatedAlgorithm(NamedTuple):
     diagnose: Callable[[ServerState, Any], None] = no_diagnosis
     check: Callable[[ServerState, Any], None] = no_check
     with_rates: Callable[[ServerState], ServerState] = no_rates
+
+    def __repr__(self) -> str:
+        return f"<FederatedAlgorithm: {getattr(self.round, 'told', _repr.name_of(self.round))}>"

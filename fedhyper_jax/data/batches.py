@@ -13,14 +13,27 @@ from fedhyper_jax import _random, _validate
 from fedhyper_jax.data.federated import ClientData, ClientView
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LocalWork:
-    """A client's work in a round; made by `local_epochs` or `local_steps`. Static: it fixes shapes."""
+    """A client's work in a round; made by `local_epochs` or `local_steps`. Static: it fixes shapes.
+
+    Attributes:
+      batch_size: examples of a local step.
+      epochs: how often a client visits each of its examples; None where steps are counted.
+      steps: local steps of each client; None where epochs are counted.
+      with_replacement: whether each step draws its examples anew.
+    """
 
     batch_size: int
     epochs: int | None = None
     steps: int | None = None
     with_replacement: bool = False
+
+    def __repr__(self) -> str:
+        if self.steps is None:
+            return f"local_epochs({self.epochs}, batch_size={self.batch_size})"
+        anew = ", with_replacement=True" if self.with_replacement else ""
+        return f"local_steps({self.steps}, batch_size={self.batch_size}{anew})"
 
     def max_steps(self, max_examples: int) -> int:
         """Most local steps that a client of at most ``max_examples`` examples takes."""
@@ -72,17 +85,28 @@ def _quotient_up(number: Int[Array, "*shape"], divisor: int) -> Int[Array, "*sha
 
 
 class ClientBatches(NamedTuple):
-    """The batches of one client in one round. Step k uses the examples ``rows[k][mask[k]]``."""
+    """The batches of one client in one round. Step k uses the examples ``rows[k][mask[k]]``.
 
-    rows: Int[Array, "max_steps batch"]  # int32 rows of the pool; masked entries repeat a row of the same batch
-    mask: Bool[Array, "max_steps batch"]  # False: padding, never an example
-    num_steps: Int[Array, ""]  # K_m: steps with at least one example, all before the others
+    Attributes:
+      rows: int32 rows of the pool; masked entries repeat a row of the same batch.
+      mask: False: padding, never an example.
+      num_steps: K_m: steps with at least one example, all before the others.
+    """
+
+    rows: Int[Array, "max_steps batch"]
+    mask: Bool[Array, "max_steps batch"]
+    num_steps: Int[Array, ""]
 
 
 class Batches(NamedTuple):
-    """The same, step by step, inside a compiled round."""
+    """The same, step by step, inside a compiled round.
 
-    at: Callable[[Int[Array, ""]], tuple[Int[Array, " batch"], Bool[Array, " batch"]]]  # k -> rows, mask
+    Attributes:
+      at: k -> rows, mask.
+      num_steps: as of `ClientBatches`.
+    """
+
+    at: Callable[[Int[Array, ""]], tuple[Int[Array, " batch"], Bool[Array, " batch"]]]
     num_steps: Int[Array, ""]
 
 

@@ -10,12 +10,12 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
-from fedhyper_jax import _validate
+from fedhyper_jax import _repr, _validate
 from fedhyper_jax.data.federated import ClientData
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Cohort:
     """The clients of one round, with the data they train on.
 
@@ -26,6 +26,11 @@ class Cohort:
 
     data: ClientData
     client_ids: Int[Array, " cohort"]
+
+    def __repr__(self) -> str:
+        ids = _repr.known(self.client_ids)
+        told = "" if ids is None else f" {_repr.few(ids.tolist(), 5)}"
+        return f"<Cohort of {_repr.length(self.client_ids)} clients{told} of {self.data!r}>"
 
 
 def make_cohort(data: ClientData, client_ids: ArrayLike) -> Cohort:

@@ -1,6 +1,7 @@
 """A federated data set: one flat pool of examples and, client after client, which of them are whose (CSR)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -9,8 +10,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from fedhyper_jax import _validate
+from fedhyper_jax import _repr, _validate
 from fedhyper_jax.base import Batch, Examples
+
+
+class ClientNames(tuple):
+    """Names of the clients, by their numbers: a tuple that is told in a line and hashed once.
+
+    Example:
+      >>> names = ClientNames(["bob", "eve"])
+      >>> names, names[1], names.index("eve")
+      (<2 names: 'bob', 'eve'>, 'eve', 1)
+    """
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} names: {_repr.few(self)}>"
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return tuple.__hash__(self)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple:
+        return ClientNames, (tuple(self),)  # (hashes of strings are those of a process)
 
 
 class ClientView(NamedTuple):
@@ -55,7 +79,7 @@ class ClientData(Protocol):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class FederatedData:
     """Examples of all clients without padding, however skewed the clients are.
 
@@ -67,12 +91,28 @@ class FederatedData:
       order: (M,) int32 rows of the pool, client after client; M ≤ N.
       offsets: (population + 1,) int32, where each client begins.
       max_examples: size of the largest client; static, since it bounds the shapes of batches.
+      weights: (population,) what each client counts for with ``weighting="weights"``, over their mean; or None.
+      weigh_by: the array of ``examples`` whose sums over clients the weights are; static.
+      names: what the clients are called, by their numbers; None where these are their names; static.
     """
 
     examples: Batch
     order: Int[Array, " examples"]
     offsets: Int[Array, " population+1"]
     max_examples: int = dataclasses.field(metadata={"static": True})
+    weights: Float[Array, " population"] | None = None
+    weigh_by: str | None = dataclasses.field(default=None, metadata={"static": True})
+    names: ClientNames | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def __repr__(self) -> str:
+        offsets = _repr.known(self.offsets)
+        sizes = "" if offsets is None else f", {_repr.number(np.diff(offsets))} a client"
+        weighed = f"; weights by {self.weigh_by}" if self.weigh_by else ""
+        names = f" ({_repr.few(self.names)})" if self.names else ""
+        return (
+            f"<FederatedData: {_repr.length(self.offsets, -1)} clients{names} with {_repr.length(self.order)} "
+            f"examples{sizes}: {_repr.arrays(self.examples)}{weighed}>"
+        )
 
     @property
     def population(self) -> int:
@@ -93,6 +133,10 @@ class FederatedData:
         """Number of examples of some clients; 0 for the population, which marks a padded slot."""
         # offsets[population + 1] does not exist; clipped gathers make that offsets[-1] - offsets[-1] = 0.
         return jnp.take(self.offsets, client_ids + 1, mode="clip") - jnp.take(self.offsets, client_ids, mode="clip")
+
+    def weights_of(self, client_ids: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """What some clients count for with ``weighting="weights"``; 0 for the population, which marks a padded slot."""
+        return jnp.take(self.weights, client_ids, mode="fill", fill_value=0)
 
     def client(self, client_id: Int[Array, ""]) -> ClientView:
         """One client's examples."""
@@ -139,20 +183,25 @@ def check_examples(examples: Examples) -> int:
     return length
 
 
-def pack(examples: Examples, client_rows: Iterable[Any] | Mapping[Any, Any]) -> FederatedData:
+def pack(
+    examples: Examples, client_rows: Iterable[Any] | Mapping[Any, Any], *, weigh_by: str | None = None
+) -> FederatedData:
     """Packs a pool and the rows of each client into `FederatedData`.
 
     Args:
       examples: dict of arrays with a common leading axis N.
       client_rows: for each client the rows that it owns (an array, list or set of integers), each in [0, N), none
-        owned twice. Of a dict, such as ``{"eve": [0], "bob": [1, 2]}``, clients are numbered in its order, unless its
-        keys are the numbers 0 … M − 1: these are kept.
+        owned twice. Of a dict, such as ``{"eve": [0], "bob": [1, 2]}``, clients are numbered in its order and its keys
+        are their ``names``, unless they are the numbers 0 … M − 1: these are kept.
+      weigh_by: name of an array of ``examples`` of N numbers ≥ 0, such as their tokens: with ``weighting="weights"`` an
+        algorithm weighs a client by their sum over its examples.
 
     Returns:
       The data set, on the default device.
 
     Raises:
-      ValueError: bad examples (see `check_examples`), a client without rows, rows outside the pool or owned twice.
+      ValueError: bad examples (see `check_examples`), a client without rows, rows outside the pool or owned twice,
+        weights that are negative or all zero at a client.
 
     Example:
       >>> import numpy as np
@@ -178,12 +227,45 @@ def pack(examples: Examples, client_rows: Iterable[Any] | Mapping[Any, Any]) -> 
         raise ValueError("a row of the pool is owned twice; client_rows must be disjoint")
     if length >= 2**31:
         raise ValueError(f"a pool holds fewer than 2**31 examples, got {length}; split it")
+    names = None if list(rows) == list(range(len(rows))) else ClientNames(rows)
+    if weigh_by is not None:
+        _check_weights(examples, weigh_by, order, sizes, list(rows))
     return FederatedData(
         examples={name: jnp.asarray(array) for name, array in examples.items()},
         order=jnp.asarray(order, jnp.int32),
         offsets=jnp.asarray(np.concatenate([[0], np.cumsum(sizes)]), jnp.int32),
         max_examples=int(sizes.max()),
+        weights=None if weigh_by is None else _weights(examples[weigh_by], order, sizes),
+        weigh_by=weigh_by,
+        names=names,
     )
+
+
+def _sums(values: Any, order: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Of each client's examples."""
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    return np.bincount(owner, weights=np.asarray(values, float)[order], minlength=len(sizes))
+
+
+def _weights(values: Any, order: np.ndarray, sizes: np.ndarray) -> Float[Array, " population"]:
+    """What clients count for, over their mean: so the unit of the values is none of the algorithm's business."""
+    sums = _sums(values, order, sizes)
+    return jnp.asarray(sums / sums.mean())
+
+
+def _check_weights(examples: Examples, weigh_by: str, order: np.ndarray, sizes: np.ndarray, clients: list) -> None:
+    """Raises ValueError for weights that are not one number ≥ 0 an example, with a sum > 0 at each client."""
+    _validate.one_of(examples, weigh_by=weigh_by)
+    values = np.asarray(examples[weigh_by])
+    if values.ndim != 1 or values.dtype.kind == "b" or values.min() < 0:
+        wrong = f"shape {values.shape}" if values.ndim != 1 else f"{values.min()}"
+        raise ValueError(f"examples[{weigh_by!r}] must be one number ≥ 0 an example to weigh clients by, got {wrong}")
+    empty = np.flatnonzero(_sums(values, order, sizes) == 0)
+    if len(empty):
+        raise ValueError(
+            f"client {clients[empty[0]]!r} has no {weigh_by} ({len(empty)} of {len(sizes)} clients weigh nothing); "
+            "leave such clients out"
+        )
 
 
 def _rows_by_client(client_rows: Iterable[Any] | Mapping[Any, Any]) -> dict[Any, np.ndarray]:
@@ -213,16 +295,28 @@ def _as_rows(client: Any, rows: Any) -> np.ndarray:
     return array
 
 
-def from_client_ids(examples: Examples, client_ids: np.ndarray) -> FederatedData:
+def from_client_ids(examples: Examples, client_ids: np.ndarray, *, weigh_by: str | None = None) -> FederatedData:
     """Packs one's own arrays, each example labelled with the client that owns it.
 
-    Clients are numbered by the sorted order of their distinct ids (which may be strings).
+    Clients are numbered by the sorted order of their distinct ids, which may be strings and are their ``names``.
+
+    Args:
+      examples: dict of arrays with a common leading axis N.
+      client_ids: (N,) numbers or strings: who owns each example.
+      weigh_by: as of `pack`.
+
+    Returns:
+      The data set, on the default device.
+
+    Raises:
+      ValueError: whatever `pack` refuses, ids of another length, of several types or not finite.
 
     Example:
       >>> import numpy as np
-      >>> data = from_client_ids({"x": np.arange(4.0)}, np.array(["eve", "bob", "eve", "eve"]))
-      >>> data.client_sizes.tolist()
-      [1, 3]
+      >>> examples = {"x": np.arange(4.0), "tokens": np.array([5, 60, 10, 5])}
+      >>> data = from_client_ids(examples, np.array(["eve", "bob", "eve", "eve"]), weigh_by="tokens")
+      >>> data.client_sizes.tolist(), data.names, data.weights.tolist()
+      ([1, 3], <2 names: 'bob', 'eve'>, [1.5, 0.5])
     """
     length = check_examples(examples)
     ids = np.asarray(client_ids)
@@ -232,11 +326,12 @@ def from_client_ids(examples: Examples, client_ids: np.ndarray) -> FederatedData
         row = int(np.flatnonzero(~np.isfinite(ids))[0])
         raise ValueError(f"client_ids has {ids[row]} in row {row}, which names no client; leave such examples out")
     try:
-        _, client, counts = np.unique(ids, return_inverse=True, return_counts=True)
+        names, client, counts = np.unique(ids, return_inverse=True, return_counts=True)
     except TypeError:
         kinds = ", ".join(sorted({type(name).__name__ for name in ids.tolist()}))
         raise ValueError(f"client_ids must be all numbers or all strings, got {kinds}; use astype(str)") from None
-    return pack(examples, np.split(np.argsort(client, kind="stable"), np.cumsum(counts)[:-1]))
+    rows = np.split(np.argsort(client, kind="stable"), np.cumsum(counts)[:-1])
+    return pack(examples, dict(zip(names.tolist(), rows, strict=True)), weigh_by=weigh_by)
 
 
 def hold_out(data: FederatedData, fraction: float, *, seed: int = 0) -> tuple[FederatedData, FederatedData]:
@@ -251,7 +346,7 @@ def hold_out(data: FederatedData, fraction: float, *, seed: int = 0) -> tuple[Fe
       seed: of the choice.
 
     Returns:
-      (training data, held-out data) over the same pool, with the same client ids.
+      (training data, held-out data) over the same pool, with the same clients; weights are those of what is left.
 
     Example:
       >>> import numpy as np
@@ -269,11 +364,13 @@ def hold_out(data: FederatedData, fraction: float, *, seed: int = 0) -> tuple[Fe
     aside = np.arange(len(order)) - offsets[owner] < held[owner]
 
     def part(chosen, counts):
-        return FederatedData(
-            examples=data.examples,
-            order=jnp.asarray(shuffled[chosen], jnp.int32),
+        rows, weighed = shuffled[chosen], data.weigh_by is not None
+        return dataclasses.replace(
+            data,
+            order=jnp.asarray(rows, jnp.int32),
             offsets=jnp.asarray(np.concatenate([[0], np.cumsum(counts)]), jnp.int32),
             max_examples=int(counts.max()),
+            weights=_weights(data.examples[data.weigh_by], rows, counts) if weighed else None,
         )
 
     if not held.any():

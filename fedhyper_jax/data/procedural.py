@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from fedhyper_jax import _validate
+from fedhyper_jax import _repr, _validate
 from fedhyper_jax._threefry import unrolled
 from fedhyper_jax.base import Batch, PyTree
 from fedhyper_jax.data.dataset import Dataset
@@ -37,7 +37,7 @@ class Recipe:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class ProceduralData:
     """A federated data set of which nothing is stored but a key: memory does not grow with the population.
 
@@ -59,6 +59,12 @@ class ProceduralData:
     population: int = dataclasses.field(metadata={"static": True})
     max_examples: int = dataclasses.field(metadata={"static": True})
     recipe: Recipe = dataclasses.field(metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return (
+            f"<ProceduralData: {self.population:,} clients made on demand by {_repr.name_of(self.recipe.example)}, "
+            f"{_repr.number(self.mean_size)} examples a client on average, at most {self.max_examples:,}>"
+        )
 
     def sizes_of(self, client_ids: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
         """Number of examples of some clients; 0 for the population, which marks a padded slot."""

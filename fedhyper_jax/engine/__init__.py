@@ -10,7 +10,8 @@ from fedhyper_jax.engine.algorithm import federated_algorithm
 from fedhyper_jax.engine.autotune import agreed, fastest, strategy_candidates, time_strategies, wait_for_all
 from fedhyper_jax.engine.cores import number_of_cores, pinnable_cores, use_all_cores
 from fedhyper_jax.engine.diagnoses import IdleCoresWarning, LeftOutWarning, SlowConvolutionWarning
-from fedhyper_jax.engine.simulation import History, Progress, StopRun, run, simulate
+from fedhyper_jax.engine.history import History
+from fedhyper_jax.engine.simulation import Progress, StopRun, run, simulate
 from fedhyper_jax.engine.strategies import Strategy, divided, parse_strategy, place
 from fedhyper_jax.engine.sweep import sweep, sweep_shapes
 

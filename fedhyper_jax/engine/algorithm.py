@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedhyper_jax import _validate
+from fedhyper_jax import _repr, _validate
 from fedhyper_jax.base import (
     RATE_ROWS,
     FederatedAlgorithm,
@@ -28,7 +28,7 @@ from fedhyper_jax.engine.checks import (
     check_populations,
     check_rate,
     check_state,
-    check_training_examples,
+    check_training_data,
     populations_of,
 )
 from fedhyper_jax.engine.diagnoses import warn_of_slow_convolutions
@@ -50,7 +50,7 @@ from fedhyper_jax.parts import (
 )
 from fedhyper_jax.tasks import takes_key
 
-WEIGHTINGS = ("examples", "uniform")
+WEIGHTINGS = ("examples", "uniform", "weights")
 INNER_PRODUCTS = ("pseudo_gradient", "applied")
 
 
@@ -97,7 +97,8 @@ def federated_algorithm(
       server_optimizer: used as it stands, own sign and rate included; ``optax.sgd(1.0)`` if None. It is handed the
         extra arguments ``value`` (mean loss of the clients), ``gradient`` (Δ^t) and ``global_rate`` (α^t).
       client_optimizer: likewise, its state afresh each round; see `client.Trainer` for its extra arguments.
-      weighting: p_m by ``"examples"`` (n_m / Σ n) or ``"uniform"``.
+      weighting: p_m by ``"examples"`` (n_m / Σ n), ``"uniform"``, or ``"weights"``, those of the data set
+        (`data.pack` with ``weigh_by``).
       inner_product: what the rules of both rates are fed: ``"pseudo_gradient"``, ⟨Δ^t, Δ^{t-1}⟩, or ``"applied"``,
         ⟨Δ^t, u^{t-1}⟩ with u = −server_optimizer(Δ), the hypergradient of the step that was taken.
       evaluate_at: ``"last"`` iterate, ``"mean_of_last_two"``, or ``"running_average"``: in round t a share of
@@ -174,15 +175,18 @@ def federated_algorithm(
         check_client_ids(cohort.client_ids, cohort.data.population)
         check_state(state, first_state)
         check_populations(populations, cohort.data.population)
-        check_training_examples(loss_fn, state, cohort.data)
+        check_training_data(loss_fn, weighting, state, cohort.data)
         return one_round(key, state, cohort)
 
+    rates = f"global rate {_repr.number(global_rate.initial_rate)}, local rate {_repr.number(local_rate.initial_rate)}"
+    names = [term.name for term in parts.terms]
+    round_fn.told = ", ".join([repr(work), rates, *names, f"weighting {weighting!r}", f"strategy {strategy.name!r}"])
     return FederatedAlgorithm(
         init=init,
         round=round_fn,
         evaluated_params=_EVALUATED[evaluate_at],
         diagnose=functools.partial(warn_of_slow_convolutions, loss_fn, work),
-        check=functools.partial(check_training_examples, loss_fn),
+        check=functools.partial(check_training_data, loss_fn, weighting),
         with_rates=functools.partial(_with_rates, parts, strategy, first_state),
     )
 

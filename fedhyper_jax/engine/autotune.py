@@ -15,11 +15,17 @@ _WORTHWHILE = 0.3
 
 
 class StrategyTiming(NamedTuple):
-    """Times of the throw-away rounds of one strategy."""
+    """Times of the throw-away rounds of one strategy.
+
+    Attributes:
+      name: of the strategy.
+      seconds_per_round: fastest of the repeats.
+      compile_seconds: the first call, which compiles, less a round.
+    """
 
     name: str
-    seconds_per_round: float  # fastest of the repeats
-    compile_seconds: float  # the first call, which compiles, less a round
+    seconds_per_round: float
+    compile_seconds: float
 
 
 def strategy_candidates(cohort_size: int, devices: int = 1) -> tuple[str, ...]:

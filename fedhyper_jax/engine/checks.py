@@ -206,8 +206,13 @@ def check_rate(state: PyTree, *, name: str) -> PyTree:
     return state
 
 
-def check_training_examples(loss_fn: LossFunction, state: ServerState, data: ClientData) -> None:
-    """Raises ValueError for stored examples that the loss function's own ``check`` refuses."""
+def check_training_data(loss_fn: LossFunction, weighting: str, state: ServerState, data: ClientData) -> None:
+    """Raises ValueError for data without the weights that are asked for, and what the loss's own ``check`` refuses."""
+    if weighting == "weights" and getattr(data, "weights", None) is None:
+        raise ValueError(
+            f"weighting='weights' needs a data set with weights, got {data!r}; name the array of examples that they "
+            "are summed from: data.pack(…, weigh_by='tokens')"
+        )
     check = getattr(loss_fn, "check", None)
     if check is not None and isinstance(data, FederatedData):
         check(state.params, data.examples, data.order)

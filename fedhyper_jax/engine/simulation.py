@@ -9,30 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
 from fedhyper_jax import _random, _validate
-from fedhyper_jax.base import FederatedAlgorithm, PyTree, RoundInfo, ServerState
+from fedhyper_jax.base import FederatedAlgorithm, PyTree, ServerState
 from fedhyper_jax.data import ClientData, Cohort, check_cohort_size
 from fedhyper_jax.engine.checks import check_run_arguments
 from fedhyper_jax.engine.diagnoses import watch_idle_cores, watch_left_out
+from fedhyper_jax.engine.history import History
 from fedhyper_jax.parts import Participation, rates
 from fedhyper_jax.parts import participation as participations
 from fedhyper_jax.tasks import Evaluation, EvaluationData
-
-
-class History(NamedTuple):
-    """Observations of a run; every leaf has a leading axis of rounds."""
-
-    info: RoundInfo
-    evaluation: dict[str, Array]  # of the parameters after the round; NaN where not evaluated
-    evaluated: Bool[Array, " rounds"]
-
-    def with_gaps(self, where: Callable) -> "History":
-        """NaN where not evaluated, for `_missing` is not while ``jax_debug_nans`` looks for NaN."""
-        with jax.debug_nans(False):
-            values = {name: where(self.evaluated, value, np.nan) for name, value in self.evaluation.items()}
-        return self._replace(evaluation=values)
 
 
 def _missing() -> float:
@@ -270,14 +257,29 @@ def check_known_data(
 
 
 class Progress(NamedTuple):
-    """A chunk of rounds that is done, as callbacks of `run` see it."""
+    """A chunk of rounds that is done, as callbacks of `run` see it.
 
-    first_round: int  # number of the chunk's first round
+    Attributes:
+      first_round: number of the chunk's first round.
+      rounds_done: of the run, with the chunk.
+      total_rounds: of the run.
+      state: after the chunk; its memory is the next chunk's, so keep `copied`.
+      history: of the chunk, as NumPy arrays.
+      seconds: the chunk took, compilation included in the first.
+    """
+
+    first_round: int
     rounds_done: int
     total_rounds: int
-    state: PyTree  # after the chunk; its memory is the next chunk's, so keep `copied`
-    history: History  # of the chunk, as NumPy arrays
-    seconds: float  # the chunk took, compilation included in the first
+    state: PyTree
+    history: History
+    seconds: float
+
+    def __repr__(self) -> str:
+        return (
+            f"<Progress: rounds {self.first_round} to {self.rounds_done - 1} of {self.total_rounds} are done, in "
+            f"{self.seconds:.2g} s>"
+        )
 
     def copied(self) -> PyTree:
         """A copy of the state, to keep beyond the callback."""

@@ -10,7 +10,7 @@ from fedhyper_jax import _random, _tree
 from fedhyper_jax.base import RATE_ROWS, LossFunction, Params, PyTree, ServerState
 from fedhyper_jax.data import ClientData, ClientView, LocalWork, all_examples, draw_batches
 from fedhyper_jax.engine.client import Broadcast, Trained, Trainer, train_client
-from fedhyper_jax.engine.plan import Plan
+from fedhyper_jax.engine.plan import Plan, share_of
 from fedhyper_jax.engine.strategies import Assignment, Strategy
 from fedhyper_jax.parts import ClientFacts, Gathered, Parts, RateReport, Spread
 from fedhyper_jax.tasks import takes_key
@@ -136,7 +136,7 @@ def _train_one(
             num_steps=assignment.num_steps,
             steps_an_epoch=work.steps_an_epoch(client.size),
             relative_size=relative_size,
-            relative_weight=relative_size if parts.weighting == "examples" else uniform,
+            relative_weight=share_of(parts, shared.data, client_id, relative_size, uniform).astype(uniform.dtype),
             cohort_size=shared.cohort_size,
         ),
         num_steps=bound,
@@ -159,7 +159,7 @@ def _weigh(
         lost, present = present & ~arrives, present & arrives
     not_finite = trained.not_finite(update)
     alive = (not_finite == 0) & present
-    share = size if parts.weighting == "examples" else 1
+    share = share_of(parts, shared.data, client_id, size, 1)
     weight = jnp.where(alive, share / shared.total_share, 0).astype(accumulator)
 
     def weighted(tree):

@@ -14,19 +14,33 @@ from fedhyper_jax.hypergradient import _arguments, _rule
 
 
 class LocalHypergradientState(NamedTuple):
-    """State of `scale_by_local_hypergradient`."""
+    """State of `scale_by_local_hypergradient`.
 
-    rate: Float[Array, ""]  # shape=(), float32, or float64 for float64 parameters
-    hyper_rate: Float[Array, ""]  # shape=(), same dtype
-    lower: Float[Array, ""]  # shape=(), same dtype
-    upper: Float[Array, ""]  # shape=(), same dtype
-    global_weight: Float[Array, ""]  # shape=(), same dtype: weight of the global term, 1/K in the paper
-    previous_gradient: PyTree  # like the parameters; zeros before the first update
-    step_count: Int[Array, ""]  # shape=(), int32: updates so far; zeros do not silence the global term at step 0
-    clipped_count: Int[Array, ""]  # shape=(), int32: rate updates whose value before clipping lay outside
-    non_finite_count: Int[Array, ""]  # shape=(), int32: products that were not finite, and moved nothing
-    max_change: Float[Array, ""] | None = None  # shape=(), dtype of the rate; None: no bound of κ h
-    previous_norm: Float[Array, ""] | None = None  # shape=(), dtype of the rate: ‖g_{k-1}‖; None of the raw product
+    Attributes:
+      rate: shape=(), float32, or float64 for float64 parameters.
+      hyper_rate: shape=(), same dtype.
+      lower: shape=(), same dtype.
+      upper: shape=(), same dtype.
+      global_weight: shape=(), same dtype: weight of the global term, 1/K in the paper.
+      previous_gradient: like the parameters; zeros before the first update.
+      step_count: shape=(), int32: updates so far; zeros do not silence the global term at step 0.
+      clipped_count: shape=(), int32: rate updates whose value before clipping lay outside.
+      non_finite_count: shape=(), int32: products that were not finite, and moved nothing.
+      max_change: shape=(), dtype of the rate; None: no bound of κ h.
+      previous_norm: shape=(), dtype of the rate: ‖g_{k-1}‖; None of the raw product.
+    """
+
+    rate: Float[Array, ""]
+    hyper_rate: Float[Array, ""]
+    lower: Float[Array, ""]
+    upper: Float[Array, ""]
+    global_weight: Float[Array, ""]
+    previous_gradient: PyTree
+    step_count: Int[Array, ""]
+    clipped_count: Int[Array, ""]
+    non_finite_count: Int[Array, ""]
+    max_change: Float[Array, ""] | None = None
+    previous_norm: Float[Array, ""] | None = None
 
 
 def scale_by_local_hypergradient(

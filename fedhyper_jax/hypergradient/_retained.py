@@ -18,23 +18,41 @@ _FIRST_MOVE = 1e-3  # of (1 + ‖w‖), where the loss has no curvature to tell 
 
 
 class RetainedGainState(NamedTuple):
-    """State of `scale_by_retained_gain`; the first seven as of the rule's `SharedRate`."""
+    """State of `scale_by_retained_gain`; the first seven as of the rule's `SharedRate`.
 
-    rate: Float[Array, ""]  # shape=(), float32, or float64 for float64 parameters
-    ceiling: Float[Array, ""]  # shape=(), same dtype: of the rate, since a window was taken back
-    share: Float[Array, ""]  # shape=(), same dtype: ρ of the last window
-    counts: Bool[Array, ""]  # shape=(): whether the last window did
-    found: Bool[Array, ""]  # shape=(): whether a share was above its target once
-    predicted: Float[Array, ""]  # shape=(), dtype of the rate: average of P over the rate
-    descent: Float[Array, ""]  # shape=(), same dtype: likewise of E
-    measured: Bool[Array, ""]  # shape=(): whether there is a rate
-    step: Int[Array, ""]  # shape=(), int32: of the window; 0: the next update begins one
-    taken_back_count: Int[Array, ""]  # shape=(), int32: windows that were
-    descent_so_far: Float[Array, ""]  # shape=(), same dtype: Σ ⟨g_k, w_k − w_{k+1}⟩ of the window so far
-    first_value: Float[Array, ""]  # shape=(), same dtype: f(w_0; ξ_0)
-    first_params: PyTree  # w_0, like the parameters
-    first_gradient: PyTree  # ∇f(w_0; ξ_0), like the parameters
-    settings: ShareSettings  # arrays
+    Attributes:
+      rate: shape=(), float32, or float64 for float64 parameters.
+      ceiling: shape=(), same dtype: of the rate, since a window was taken back.
+      share: shape=(), same dtype: ρ of the last window.
+      counts: shape=(): whether the last window did.
+      found: shape=(): whether a share was above its target once.
+      predicted: shape=(), dtype of the rate: average of P over the rate.
+      descent: shape=(), same dtype: likewise of E.
+      measured: shape=(): whether there is a rate.
+      step: shape=(), int32: of the window; 0: the next update begins one.
+      taken_back_count: shape=(), int32: windows that were.
+      descent_so_far: shape=(), same dtype: Σ ⟨g_k, w_k − w_{k+1}⟩ of the window so far.
+      first_value: shape=(), same dtype: f(w_0; ξ_0).
+      first_params: w_0, like the parameters.
+      first_gradient: ∇f(w_0; ξ_0), like the parameters.
+      settings: arrays.
+    """
+
+    rate: Float[Array, ""]
+    ceiling: Float[Array, ""]
+    share: Float[Array, ""]
+    counts: Bool[Array, ""]
+    found: Bool[Array, ""]
+    predicted: Float[Array, ""]
+    descent: Float[Array, ""]
+    measured: Bool[Array, ""]
+    step: Int[Array, ""]
+    taken_back_count: Int[Array, ""]
+    descent_so_far: Float[Array, ""]
+    first_value: Float[Array, ""]
+    first_params: PyTree
+    first_gradient: PyTree
+    settings: ShareSettings
 
 
 def scale_by_retained_gain(

@@ -32,20 +32,33 @@ MAX_CHANGE = 0.2
 
 
 class AdaptiveRate(NamedTuple):
-    """A learning rate and what moves it; scalars of one dtype, float32 or float64."""
+    """A learning rate and what moves it; scalars of one dtype, float32 or float64.
 
-    rate: Float[Array, ""]  # r
-    hyper_rate: Float[Array, ""]  # κ
+    Attributes:
+      rate: r.
+      hyper_rate: κ.
+      lower: bound that r never falls below.
+      upper: bound that r never exceeds.
+      max_change: c ≥ |κ h|; None: no bound.
+    """
+
+    rate: Float[Array, ""]
+    hyper_rate: Float[Array, ""]
     lower: Float[Array, ""]
     upper: Float[Array, ""]
-    max_change: Float[Array, ""] | None = None  # c ≥ |κ h|; None: no bound
+    max_change: Float[Array, ""] | None = None
 
 
 class Adaptation(NamedTuple):
-    """Observations of `adapt`."""
+    """Observations of `adapt`.
 
-    clipped: Bool[Array, ""]  # the value before clipping lay outside the bounds
-    non_finite: Bool[Array, ""]  # the product, or κ times it, was not finite, and the rate stayed as it was
+    Attributes:
+      clipped: the value before clipping lay outside the bounds.
+      non_finite: the product, or κ times it, was not finite, and the rate stayed as it was.
+    """
+
+    clipped: Bool[Array, ""]
+    non_finite: Bool[Array, ""]
 
 
 def adaptive_rate(

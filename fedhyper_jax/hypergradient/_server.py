@@ -14,20 +14,42 @@ from fedhyper_jax.hypergradient import _arguments, _rule
 
 
 class HypergradientState(NamedTuple):
-    """State of `scale_by_hypergradient`."""
+    """State of `scale_by_hypergradient`.
 
-    rate: Float[Array, ""]  # shape=(), float32, or float64 for float64 parameters
-    hyper_rate: Float[Array, ""]  # shape=(), same dtype
-    lower: Float[Array, ""]  # shape=(), same dtype
-    upper: Float[Array, ""]  # shape=(), same dtype
-    previous_gradient: PyTree  # like the parameters; zeros before the first update
-    clipped_count: Int[Array, ""]  # shape=(), int32: updates of the rate whose value before clipping lay outside
-    non_finite_count: Int[Array, ""]  # shape=(), int32: products that were not finite, and moved nothing
-    max_change: Float[Array, ""] | None = None  # shape=(), dtype of the rate; None: no bound of κ h
+    Attributes:
+      rate: r, shape=(), float32, or float64 for float64 parameters.
+      hyper_rate: κ, shape=(), same dtype.
+      lower: bound that the rate never falls below, shape=(), same dtype.
+      upper: bound that the rate never exceeds, shape=(), same dtype.
+      previous_gradient: like the parameters; zeros before the first update.
+      clipped_count: shape=(), int32: updates of the rate whose value before clipping lay outside.
+      non_finite_count: shape=(), int32: products that were not finite, and moved nothing.
+      max_change: shape=(), dtype of the rate; None: no bound of κ h.
+    """
+
+    rate: Float[Array, ""]
+    hyper_rate: Float[Array, ""]
+    lower: Float[Array, ""]
+    upper: Float[Array, ""]
+    previous_gradient: PyTree
+    clipped_count: Int[Array, ""]
+    non_finite_count: Int[Array, ""]
+    max_change: Float[Array, ""] | None = None
 
 
 class TrackedHypergradientState(NamedTuple):
-    """State of `track_hypergradient`; the fields of `HypergradientState`, told apart by type."""
+    """State of `track_hypergradient`; the fields of `HypergradientState`, told apart by type.
+
+    Attributes:
+      rate: r.
+      hyper_rate: κ.
+      lower: bound that the rate never falls below.
+      upper: bound that the rate never exceeds.
+      previous_gradient: like the parameters; zeros before the first update.
+      clipped_count: updates of the rate whose value before clipping lay outside.
+      non_finite_count: products that were not finite, and moved nothing.
+      max_change: c ≥ |κ h|; None: no bound.
+    """
 
     rate: Float[Array, ""]
     hyper_rate: Float[Array, ""]

@@ -34,38 +34,67 @@ _SHRINK_AT_FIRST = 0.1  # where steps are taken back before the rate has been fo
 
 
 class Gains(NamedTuple):
-    """Three numbers in units of the loss."""
+    """Three numbers in units of the loss.
 
-    gain: Float[Array, ""]  # A: what is left of the gain on the first minibatch
-    predicted: Float[Array, ""]  # P: FedHyper's product, the gain to first order
-    descent: Float[Array, ""]  # E: the mean over the steps of the gain of one, to first order
+    Attributes:
+      gain: A: what is left of the gain on the first minibatch.
+      predicted: P: FedHyper's product, the gain to first order.
+      descent: E: the mean over the steps of the gain of one, to first order.
+    """
+
+    gain: Float[Array, ""]
+    predicted: Float[Array, ""]
+    descent: Float[Array, ""]
 
 
 class ShareSettings(NamedTuple):
-    """Settings of the rule; numbers, or arrays in a state."""
+    """Settings of the rule; numbers, or arrays in a state.
 
-    target_share: Any  # ρ_0
-    coherence_power: Any  # e
-    coherence_limit: Any  # n̄
-    hyper_rate: Any  # η
-    memory: Any  # of the exponential averages of P and E
-    growth: Any  # of the rate at once, at most; its square where ρ > 0.85
-    first_step: Any  # c, of a rate that is measured
-    smallest_gain: Any  # of E, below which nothing was gained
-    tolerance: Any  # of P̄, which steps may lose without being taken back
-    ceiling_growth: Any  # of the ceiling, each time that counts
+    Attributes:
+      target_share: ρ_0.
+      coherence_power: e.
+      coherence_limit: n̄.
+      hyper_rate: η.
+      memory: of the exponential averages of P and E.
+      growth: of the rate at once, at most; its square where ρ > 0.85.
+      first_step: c, of a rate that is measured.
+      smallest_gain: of E, below which nothing was gained.
+      tolerance: of P̄, which steps may lose without being taken back.
+      ceiling_growth: of the ceiling, each time that counts.
+    """
+
+    target_share: Any
+    coherence_power: Any
+    coherence_limit: Any
+    hyper_rate: Any
+    memory: Any
+    growth: Any
+    first_step: Any
+    smallest_gain: Any
+    tolerance: Any
+    ceiling_growth: Any
 
 
 class SharedRate(NamedTuple):
-    """A rate and what moves it."""
+    """A rate and what moves it.
+
+    Attributes:
+      rate: the rate.
+      ceiling: of the rate, since steps were taken back.
+      share: ρ, the last.
+      counts: whether the last steps did.
+      found: whether a share was above its target once: the rate is not far too large.
+      predicted: average of P over the rate; 0 before the first.
+      descent: likewise of E.
+    """
 
     rate: Float[Array, ""]
-    ceiling: Float[Array, ""]  # of the rate, since steps were taken back
-    share: Float[Array, ""]  # ρ, the last
-    counts: Bool[Array, ""]  # whether the last steps did
-    found: Bool[Array, ""]  # whether a share was above its target once: the rate is not far too large
-    predicted: Float[Array, ""]  # average of P over the rate; 0 before the first
-    descent: Float[Array, ""]  # likewise of E
+    ceiling: Float[Array, ""]
+    share: Float[Array, ""]
+    counts: Bool[Array, ""]
+    found: Bool[Array, ""]
+    predicted: Float[Array, ""]
+    descent: Float[Array, ""]
 
 
 def checked_settings(**named: Scalar) -> ShareSettings:

@@ -40,7 +40,7 @@ def fedavg() -> Pieces:
       aggregator: how client updates become one, see `fedhyper_jax.parts.aggregators`; their mean if None.
       failure_model: what goes wrong with clients, see `fedhyper_jax.parts.failures`; nothing if None.
       guard: whether a round counts, see `fedhyper_jax.parts.guards`; if None, unless its step is not finite.
-      weighting: "examples" (p_m = n_m / Σ n) or "uniform".
+      weighting: "examples" (p_m = n_m / Σ n), "uniform", or "weights" of the data set (`data.pack` with ``weigh_by``).
       inner_product: what adaptive rules of the rates are fed, see `federated_algorithm`; "pseudo_gradient" if None.
       evaluate_at: "last" iterate, "mean_of_last_two" or "running_average", see `federated_algorithm`; if None as the
         method has it, mostly "last".

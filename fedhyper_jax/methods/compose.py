@@ -66,7 +66,7 @@ def assemble(loss_fn: LossFunction, parts: Sequence[Part], settings: Settings) -
         start, local_rate=local_rate.initial_rate, local_rule=local_rate, local_rate_owner=owner
     )
     _, client_rates_of = _only("client_rates_of", pieces)
-    return federated_algorithm(
+    algorithm = federated_algorithm(
         loss_fn,
         work=settings.work,
         global_rate=global_rate,
@@ -87,6 +87,8 @@ def assemble(loss_fn: LossFunction, parts: Sequence[Part], settings: Settings) -
         or "last",
         strategy=settings.strategy,
     )
+    algorithm.round.told = f"{name}, {algorithm.round.told}"
+    return algorithm
 
 
 def usual_global_rate(parts: Sequence[Part]) -> float:

@@ -19,7 +19,7 @@ class Start:
       global_rate: α^0.
       usual_global_rate: α^0 where the user gives none: 1, or where one of the methods starts from another rate that.
       population: number of clients; None where nobody gave it.
-      weighting: p_m by "examples" or "uniform", as the user asked.
+      weighting: p_m by "examples", "uniform" or "weights", as the user asked.
       schedule_rounds: length of the tables of schedules.
       warm: whether a method asks that rounds start from the mean of the clients' last rates.
       local_rule: rule of the local rate; None until it is made.

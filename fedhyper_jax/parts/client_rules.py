@@ -21,7 +21,11 @@ from fedhyper_jax.parts.contract import ClientFacts, ClientRule, RateReport
 
 
 class GivenRateState(NamedTuple):
-    """State of a client's rate that does not move."""
+    """State of a client's rate that does not move.
+
+    Attributes:
+      rate: the broadcast rate.
+    """
 
     rate: Float[Array, ""]
 
@@ -47,10 +51,15 @@ def _unmoved(state) -> RateReport:
 
 
 class CountedDescentState(NamedTuple):
-    """State of `counted_descent`."""
+    """State of `counted_descent`.
+
+    Attributes:
+      rate: the broadcast rate.
+      descent: Σ_k ⟨g^k, w^k − w^{k+1}⟩.
+    """
 
     rate: Float[Array, ""]
-    descent: Float[Array, ""]  # Σ_k ⟨g^k, w^k − w^{k+1}⟩
+    descent: Float[Array, ""]
 
 
 def counted_descent() -> ClientRule:
@@ -73,10 +82,15 @@ def counted_descent() -> ClientRule:
 
 
 class LocalSettings(NamedTuple):
-    """Settings of `local_hypergradient`."""
+    """Settings of `local_hypergradient`.
+
+    Attributes:
+      rule: hyper rate and bounds; clients start from the rate that they are sent, not from this one's.
+      global_weight: of the product with Δ^{t-1}; None: 1/K_m.
+    """
 
     rule: AdaptiveRate
-    global_weight: Float[Array, ""] | None  # None: 1/K_m
+    global_weight: Float[Array, ""] | None
 
 
 def local_hypergradient(
@@ -127,9 +141,15 @@ def local_hypergradient(
 
 
 class StepSizeState(NamedTuple):
-    """State of a step size that is computed anew at each step."""
+    """State of a step size that is computed anew at each step.
 
-    rate: Float[Array, ""]  # of the last step
+    Attributes:
+      rate: of the last step.
+      update_count: steps.
+      clipped_count: of these, steps that the broadcast rate capped.
+    """
+
+    rate: Float[Array, ""]
     update_count: Int[Array, ""]
     clipped_count: Int[Array, ""]
 
@@ -144,7 +164,12 @@ def _fresh(rate, params) -> StepSizeState:
 
 
 class PolyakSettings(NamedTuple):
-    """Settings of `polyak`."""
+    """Settings of `polyak`.
+
+    Attributes:
+      scale: c.
+      lower_bound: ℓ*, of the losses of minibatches.
+    """
 
     scale: Float[Array, ""]
     lower_bound: Float[Array, ""]
@@ -233,21 +258,35 @@ def ngn(lower_bound: Scalar = 0.0) -> ClientRule:
 
 
 class ArmijoSettings(NamedTuple):
-    """Settings of `armijo`."""
+    """Settings of `armijo`.
+
+    Attributes:
+      decrease: c, the part of the promised decrease that a step must keep.
+      shrink: b, from one trial to the next.
+      fallback: the step where no trial was good enough.
+      growth: of the start of a search over the last step found; None: each search starts from the broadcast rate.
+    """
 
     decrease: Float[Array, ""]
     shrink: Float[Array, ""]
     fallback: Float[Array, ""]
-    growth: Float[Array, ""] | None  # None: each search starts from the broadcast rate
+    growth: Float[Array, ""] | None
 
 
 class ArmijoState(NamedTuple):
-    """State of `armijo`."""
+    """State of `armijo`.
 
-    rate: Float[Array, ""]  # of the last step
-    start: Float[Array, ""]  # of the next search
+    Attributes:
+      rate: of the last step.
+      start: of the next search.
+      update_count: searches.
+      clipped_count: searches whose first trial was good enough.
+    """
+
+    rate: Float[Array, ""]
+    start: Float[Array, ""]
     update_count: Int[Array, ""]
-    clipped_count: Int[Array, ""]  # searches whose first trial was good enough
+    clipped_count: Int[Array, ""]
 
 
 def armijo(
@@ -329,17 +368,30 @@ def armijo(
 
 
 class DeltaSgdSettings(NamedTuple):
-    """Settings of `delta_sgd_rate`."""
+    """Settings of `delta_sgd_rate`.
+
+    Attributes:
+      scale: γ, of the bound by the local smoothness.
+      growth: δ, of the bound by the last step.
+    """
 
     scale: Float[Array, ""]
     growth: Float[Array, ""]
 
 
 class DeltaSgdState(NamedTuple):
-    """State of `delta_sgd_rate`."""
+    """State of `delta_sgd_rate`.
+
+    Attributes:
+      rate: of the last step.
+      ratio: θ.
+      previous_params: w_{k-1}.
+      step_count: k.
+      clipped_count: steps that the bound by the last step held back.
+    """
 
     rate: Float[Array, ""]
-    ratio: Float[Array, ""]  # θ
+    ratio: Float[Array, ""]
     previous_params: Params
     step_count: Int[Array, ""]
     clipped_count: Int[Array, ""]

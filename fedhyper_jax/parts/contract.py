@@ -34,11 +34,17 @@ def no_state(params: Params) -> PyTree:
 
 
 class RateReport(NamedTuple):
-    """Doings of a rule in a round; int32 scalars."""
+    """Doings of a rule in a round; int32 scalars.
 
-    updates: Int[Array, ""]  # adaptive updates, that with product 0 in round 0 included; none with κ = 0
-    clipped: Int[Array, ""]  # of these, values outside the bounds before clipping
-    non_finite: Int[Array, ""]  # products that were not finite, and so moved nothing
+    Attributes:
+      updates: adaptive updates, that with product 0 in round 0 included; none with κ = 0.
+      clipped: of these, values outside the bounds before clipping.
+      non_finite: products that were not finite, and so moved nothing.
+    """
+
+    updates: Int[Array, ""]
+    clipped: Int[Array, ""]
+    non_finite: Int[Array, ""]
 
     @classmethod
     def none(cls) -> "RateReport":
@@ -52,38 +58,67 @@ class RateReport(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """How far the updates of a round's clients lie apart, for what a mean of them cannot tell."""
+    """How far the updates of a round's clients lie apart, for what a mean of them cannot tell.
 
-    squared_norm: Float[Array, ""]  # Σ p_m² ‖Δ_m‖²
-    squared_weight: Float[Array, ""]  # Σ p_m²; 1 of a single participant, 1/S of S equal weights
+    Attributes:
+      squared_norm: Σ p_m² ‖Δ_m‖².
+      squared_weight: Σ p_m²; 1 of a single participant, 1/S of S equal weights.
+    """
+
+    squared_norm: Float[Array, ""]
+    squared_weight: Float[Array, ""]
 
 
 class Feedback(NamedTuple):
-    """Observations of a round t, as a rule of a rate is told them."""
+    """Observations of a round t, as a rule of a rate is told them.
 
-    round: Int[Array, ""]  # the round for which the rate is wanted: t for α, t + 1 for β
-    inner_product: Float[Array, ""]  # ⟨Δ^t, Δ^{t-1}⟩, or ⟨Δ^t, u^{t-1}⟩ where the algorithm says "applied"
-    pseudo_gradient: Params = ()  # Δ^t
-    client_loss: Float[Array, ""] | None = None  # mean training loss over the participants' examples seen
-    reported: PyTree = ()  # Σ p_m report(…): the weighted mean of what the rule asked of each client
-    scale: Float[Array, ""] | None = None  # Δ^t is so many times the mean of updates (FedNova's τ_eff); None: once
-    failed: Float[Array, ""] | None = None  # share of the weight of clients whose training came to no finite result
-    previous: Params = ()  # Δ^{t-1}
-    reference: Params = ()  # what the product is taken with: Δ^{t-1} or u^{t-1}
-    spread: Spread | None = None  # of the updates of round t, where a rule `needs_spread`
+    Attributes:
+      round: the round for which the rate is wanted: t for α, t + 1 for β.
+      inner_product: ⟨Δ^t, Δ^{t-1}⟩, or ⟨Δ^t, u^{t-1}⟩ where the algorithm says "applied".
+      pseudo_gradient: Δ^t.
+      client_loss: mean training loss over the participants' examples seen.
+      reported: Σ p_m report(…): the weighted mean of what the rule asked of each client.
+      scale: Δ^t is so many times the mean of updates (FedNova's τ_eff); None: once.
+      failed: share of the weight of clients whose training came to no finite result.
+      previous: Δ^{t-1}.
+      reference: what the product is taken with: Δ^{t-1} or u^{t-1}.
+      spread: of the updates of round t, where a rule `needs_spread`.
+    """
+
+    round: Int[Array, ""]
+    inner_product: Float[Array, ""]
+    pseudo_gradient: Params = ()
+    client_loss: Float[Array, ""] | None = None
+    reported: PyTree = ()
+    scale: Float[Array, ""] | None = None
+    failed: Float[Array, ""] | None = None
+    previous: Params = ()
+    reference: Params = ()
+    spread: Spread | None = None
 
 
 class ClientResult(NamedTuple):
-    """One client's local training, as a rule of a rate may ask about it."""
+    """One client's local training, as a rule of a rate may ask about it.
 
-    update: Params  # what enters the average: Δ_m = w − w_m, unless a term changed it
-    displacement: Params  # w − w_m
-    rate: Float[Array, ""]  # final β_m = β_m^{t, K_m − 1}
-    rate_state: PyTree  # last state of the client rule's transform
-    loss: Float[Array, ""]  # sum of the losses of the examples seen, at the iterates that saw them
-    examples: Int[Array, ""]  # examples seen, with repetition
-    num_steps: Int[Array, ""]  # K_m
-    batch_loss: Callable[[Int[Array, ""], Params], Float[Array, ""]]  # (k, params): of step k's batch; a forward pass
+    Attributes:
+      update: what enters the average: Δ_m = w − w_m, unless a term changed it.
+      displacement: w − w_m.
+      rate: final β_m = β_m^{t, K_m − 1}.
+      rate_state: last state of the client rule's transform.
+      loss: sum of the losses of the examples seen, at the iterates that saw them.
+      examples: examples seen, with repetition.
+      num_steps: K_m.
+      batch_loss: ``batch_loss(k, params)``: of step k's batch; a forward pass.
+    """
+
+    update: Params
+    displacement: Params
+    rate: Float[Array, ""]
+    rate_state: PyTree
+    loss: Float[Array, ""]
+    examples: Int[Array, ""]
+    num_steps: Int[Array, ""]
+    batch_loss: Callable[[Int[Array, ""], Params], Float[Array, ""]]
 
 
 def no_report(state: PyTree, params: Params, result: ClientResult) -> PyTree:
@@ -138,13 +173,22 @@ class RateRule(NamedTuple):
 
 
 class ClientFacts(NamedTuple):
-    """Facts known of a client before its first local step; scalars."""
+    """Facts known of a client before its first local step; scalars.
 
-    num_steps: Int[Array, ""]  # K_m
-    steps_an_epoch: Int[Array, ""]  # ⌈n_m / B⌉
-    relative_size: Float[Array, ""]  # n_m / (mean of n over all clients)
-    relative_weight: Float[Array, ""]  # N times the client's weight in the objective: relative_size, or 1 if uniform
-    cohort_size: Int[Array, ""]  # S, slots that hold a client
+    Attributes:
+      num_steps: K_m.
+      steps_an_epoch: ⌈n_m / B⌉.
+      relative_size: n_m / (mean of n over all clients).
+      relative_weight: N times the client's weight in the objective: relative_size, 1 if uniform, or its weight over the
+        mean of weights.
+      cohort_size: S, slots that hold a client.
+    """
+
+    num_steps: Int[Array, ""]
+    steps_an_epoch: Int[Array, ""]
+    relative_size: Float[Array, ""]
+    relative_weight: Float[Array, ""]
+    cohort_size: Int[Array, ""]
 
 
 class ClientRule(NamedTuple):
@@ -172,52 +216,92 @@ class ClientRule(NamedTuple):
 
 
 class TermContext(NamedTuple):
-    """A client's round, as a term sees it."""
+    """A client's round, as a term sees it.
 
-    global_params: Params  # w^t
-    shared: PyTree  # the term's state on the server
-    row: PyTree  # the client's row
+    Attributes:
+      global_params: w^t.
+      shared: the term's state on the server.
+      row: the client's row.
+      facts: what is known of the client before its first step.
+    """
+
+    global_params: Params
+    shared: PyTree
+    row: PyTree
     facts: ClientFacts
 
 
 class Outcome(NamedTuple):
-    """A client's local training, as a term sees it at its end."""
+    """A client's local training, as a term sees it at its end.
 
-    update: Params  # Δ_m = w − w_m
-    rate_sum: Float[Array, ""]  # Σ_k β_m^k
-    displacement: Float[Array, ""]  # a_m: Δ of one number whose every gradient is 1, by the same rates and optimizer
-    curved: bool  # whether a term adds curvature, so that a_m < Σ_k β_m^k even for SGD
-    full_gradient: Callable[[], Params]  # ∇F_m(w^t) over all the client's examples; costs a pass over them
+    Attributes:
+      update: Δ_m = w − w_m.
+      rate_sum: Σ_k β_m^k.
+      displacement: a_m: Δ of one number whose every gradient is 1, by the same rates and optimizer.
+      curved: whether a term adds curvature, so that a_m < Σ_k β_m^k even for SGD.
+      full_gradient: ``full_gradient()``: ∇F_m(w^t) over all the client's examples; costs a pass over them.
+    """
+
+    update: Params
+    rate_sum: Float[Array, ""]
+    displacement: Float[Array, ""]
+    curved: bool
+    full_gradient: Callable[[], Params]
 
 
 class Contribution(NamedTuple):
-    """Contribution of a client's round."""
+    """Contribution of a client's round.
 
-    update: Params  # to the pseudo-gradient, averaged with the weights p_m
-    mean: PyTree = ()  # to a mean with the weights p_m
-    total: PyTree = ()  # to a plain sum over the participants
-    row: PyTree = ()  # the client's new row
+    Attributes:
+      update: to the pseudo-gradient, averaged with the weights p_m.
+      mean: to a mean with the weights p_m.
+      total: to a plain sum over the participants.
+      row: the client's new row.
+    """
+
+    update: Params
+    mean: PyTree = ()
+    total: PyTree = ()
+    row: PyTree = ()
 
 
 class TermSums(NamedTuple):
-    """A term's means and totals on the server after a round."""
+    """A term's means and totals on the server after a round.
 
-    pseudo_gradient: Params  # of the round so far
-    mean: PyTree  # Σ p_m of the contributions' means
-    total: PyTree  # sum of the contributions' totals
-    params: Params  # w^t
+    Attributes:
+      pseudo_gradient: of the round so far.
+      mean: Σ p_m of the contributions' means.
+      total: sum of the contributions' totals.
+      params: w^t.
+    """
+
+    pseudo_gradient: Params
+    mean: PyTree
+    total: PyTree
+    params: Params
 
 
 class Conclusion(NamedTuple):
-    """A term's conclusion of a round, on the server."""
+    """A term's conclusion of a round, on the server.
 
-    shared: PyTree  # the term's new state
+    Attributes:
+      shared: the term's new state.
+      pseudo_gradient: of the round, as the server's step takes it.
+      scale: the pseudo-gradient is so many times the mean of updates; None: once.
+    """
+
+    shared: PyTree
     pseudo_gradient: Params
-    scale: Float[Array, ""] | None = None  # the pseudo-gradient is so many times the mean of updates; None: once
+    scale: Float[Array, ""] | None = None
 
 
 class Traffic(NamedTuple):
-    """Bytes per client and round besides the update (up) and the parameters and rate (down)."""
+    """Bytes per client and round besides the update (up) and the parameters and rate (down).
+
+    Attributes:
+      up: from a client.
+      down: to a client.
+    """
 
     up: float = 0.0
     down: float = 0.0
@@ -317,18 +401,31 @@ class FailureModel(NamedTuple):
 
 
 class Gathered(NamedTuple):
-    """All that arrives at the server from a cohort; means are weighted by p_m, renormalised over the participants."""
+    """All that arrives at the server from a cohort; means are weighted by p_m, renormalised over the participants.
 
-    alive: Bool[Array, " cohort"]  # whether a slot holds a participant
-    mean: Params | None  # of the prepared updates, in the dtype of sums; None where they are stacked
-    updates: Params | None  # the prepared updates, (cohort, …) a leaf; None where only their mean exists
-    weights: Float[Array, " cohort"] | None  # p_m of each, 0 unless alive; likewise
+    Attributes:
+      alive: whether a slot holds a participant.
+      mean: of the prepared updates, in the dtype of sums; None where they are stacked.
+      updates: the prepared updates, (cohort, …) a leaf; None where only their mean exists.
+      weights: p_m of each, 0 unless alive; likewise.
+      term_means: of each term, the mean of its contributions' means.
+      term_totals: of each term, the sum of its contributions' totals.
+      reported: means of what the rules of the global and the local rate asked for.
+      client_loss: mean training loss over the participants' examples seen.
+      failed: share of the weight of clients that came to no finite result.
+      spread: where one of the rules needs it.
+    """
+
+    alive: Bool[Array, " cohort"]
+    mean: Params | None
+    updates: Params | None
+    weights: Float[Array, " cohort"] | None
     term_means: tuple[PyTree, ...]
     term_totals: tuple[PyTree, ...]
-    reported: tuple[PyTree, PyTree]  # means of what the rules of the global and the local rate asked for
+    reported: tuple[PyTree, PyTree]
     client_loss: Float[Array, ""]
-    failed: Float[Array, ""] | None = None  # share of the weight of clients that came to no finite result
-    spread: Spread | None = None  # where one of the rules needs it
+    failed: Float[Array, ""] | None = None
+    spread: Spread | None = None
 
 
 def as_it_is(state: PyTree, update: Params) -> Params:
@@ -362,7 +459,19 @@ class Aggregator(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """The state that a round would lead to; each field is the new value of the field of `ServerState` of its name."""
+    """The state that a round would lead to; each field is the new value of the field of `ServerState` of its name.
+
+    Attributes:
+      params: w^{t+1}.
+      pseudo_gradient: Δ^t.
+      server_optimizer: state of the server's optimizer.
+      terms: the server's state of each term, by its name.
+      aggregator: state of the aggregator.
+      direction: u^t, where products are taken of it.
+      evaluation: what is evaluated besides w^{t+1}.
+      global_rate: state of the rule of α.
+      local_rate: state of the rule of β.
+    """
 
     params: Params
     pseudo_gradient: Params
@@ -376,10 +485,15 @@ class Proposal(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Whether a round counts."""
+    """Whether a round counts.
+
+    Attributes:
+      accepted: whether the round counts.
+      finite: False: it left the numbers of the dtype, and nobody is said to have taken part.
+    """
 
     accepted: Bool[Array, ""]
-    finite: Bool[Array, ""]  # False: it left the numbers of the dtype, and nobody is said to have taken part
+    finite: Bool[Array, ""]
 
     @property
     def takes_back(self) -> bool:
@@ -419,7 +533,7 @@ class Parts:
       aggregator: how client updates become one.
       failures: what goes wrong with clients.
       guard: whether a round counts.
-      weighting: p_m by "examples" or "uniform".
+      weighting: p_m by "examples", "uniform" or the data set's "weights".
       inner_product: "pseudo_gradient" or "applied".
       evaluate_at: "last", "mean_of_last_two" or "running_average".
       client_rates_of: population whose clients keep their own rates from round to round; None: none does.

@@ -33,11 +33,17 @@ def finite() -> Guard:
 
 
 class RollbackState(NamedTuple):
-    """State of `rollback`."""
+    """State of `rollback`.
+
+    Attributes:
+      factor: of the last loss, which the next one may not exceed.
+      last_loss: of the last round that counted; infinite before the first.
+      refusals: rounds taken back since.
+    """
 
     factor: Float[Array, ""]
-    last_loss: Float[Array, ""]  # of the last round that counted; infinite before the first
-    refusals: Int[Array, ""]  # rounds taken back since
+    last_loss: Float[Array, ""]
+    refusals: Int[Array, ""]
 
 
 def rollback(factor: Scalar = 2.0, *, patience: int = 5) -> Guard:

@@ -20,11 +20,17 @@ from fedhyper_jax.base import Params, Scalar
 
 
 class MomentsState(NamedTuple):
-    """State of `adam`, `yogi` and `adagrad`."""
+    """State of `adam`, `yogi` and `adagrad`.
+
+    Attributes:
+      count: updates so far.
+      first: m, the running mean of Δ.
+      second: v, of Δ²: its running mean, or in adagrad its sum.
+    """
 
     count: Int[Array, ""]
-    first: Params  # m
-    second: Params  # v
+    first: Params
+    second: Params
 
 
 def momentum(decay: Scalar = 0.9) -> optax.GradientTransformation:

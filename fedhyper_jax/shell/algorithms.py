@@ -102,6 +102,7 @@ def algorithm_factory(loss_fn: LossFunction, config: Config, population: int) ->
     settings, deployment = config.method, config.deployment
     _validate.one_of(SERVER_OPTIMIZERS, server_optimizer=settings.server_optimizer)
     _validate.one_of(CLIENT_OPTIMIZERS, client_optimizer=settings.client_optimizer)
+    _validate.one_of(("examples", "uniform"), weighting=settings.weighting)  # (no data set of a command has weights)
     names = list(dict.fromkeys(name for name, _ in cells(config)))
     given = given_options(settings, names)
     if settings.server_optimizer == "mechanic":

@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedhyper_jax.base import SHARES
 from fedhyper_jax.engine import History
 from fedhyper_jax.shell.config import COMMANDS, Config, ConfigError, to_toml
 
@@ -123,26 +122,15 @@ def history_records(history: History, **labels: Any) -> list[Record]:
       **labels: go into each record, first.
 
     Returns:
-      Per round: ``round`` (from 0), what was evaluated (such as ``accuracy`` and ``loss`` on the test set and
-      ``client_accuracy_*``; None where not evaluated), every other number of `RoundInfo` by its name, and the `SHARES`
-      (None of nothing).
+      Per round the columns of `History.columns`, without the ``test_`` of what was evaluated (so ``accuracy``, ``loss``
+      and ``client_accuracy_*``), and None where they are not finite.
     """
-    info = history.info
-    rounds = len(info.round)
-    records = []
-    for index in range(rounds):
-        numbers = {name: plain(values[index]) for name, values in zip(info._fields, info, strict=True)}
-        evaluation = {name.removeprefix("test_"): plain(values[index]) for name, values in history.evaluation.items()}
-        records.append(
-            {
-                **labels,
-                "round": numbers.pop("round"),
-                **evaluation,
-                **numbers,
-                **{name: share(numbers[part], numbers[whole]) for name, (part, whole) in SHARES.items()},
-            }
-        )
-    return records
+    columns = history.columns()
+    names = [name.removeprefix("test_") if name in history.evaluation else name for name in columns]
+    return [
+        labels | {name: plain(value) for name, value in zip(names, row, strict=True)}
+        for row in zip(*columns.values(), strict=True)
+    ]
 
 
 def share(part: int, whole: int) -> float | None:

@@ -34,6 +34,16 @@ class Run(NamedTuple):
     history: History | dict[tuple[str, float, int], History]
     summary: dict[str, Any]
 
+    def __repr__(self) -> str:
+        compared = isinstance(self.config, CompareConfig)
+        methods = self.config.compare.methods if compared else [self.config.method.name]
+        first = next(iter(self.history.values())) if compared else self.history
+        runs = f"{len(self.history)} runs of " if compared else ""
+        return (
+            f"<Run: {', '.join(methods)} on {self.config.data.name}, {runs}{len(first['round'])} rounds, "
+            f"{self.summary.get('status', 'unfinished')}>"
+        )
+
 
 def load_run(folder: str | os.PathLike[str]) -> Run:
     """Reads a run folder of `fedhyper run` or `fedhyper compare`, finished or not.
@@ -58,8 +68,10 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
       ...     data = DataConfig(evaluate_clients=False)
       ...     summary = train(RunConfig(data=data, model=model, method=method, run=settings))
       ...     run = fh.load_run(folder)
-      >>> run.config.method.name, run.history["accuracy"].shape, run.summary["status"]
-      ('G', (2,), 'finished')
+      >>> run
+      <Run: G on digits, 2 rounds, finished>
+      >>> run.history["accuracy"].shape
+      (2,)
       >>> run.model.apply(run.params, np.zeros((5, 8, 8, 1), np.float32)).shape
       (5, 10)
     """

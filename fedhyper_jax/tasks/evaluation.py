@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from fedhyper_jax import _validate
+from fedhyper_jax import _repr, _validate
 from fedhyper_jax.base import Examples, Params
 from fedhyper_jax.tasks.losses import check_per_example
 from fedhyper_jax.tasks.metrics import Mean, MetricsFunction
@@ -42,7 +42,7 @@ class ClientExamples(Protocol):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class EvaluationData:
     """Data that parameters are evaluated on; an argument of compiled programs, never a constant.
 
@@ -53,6 +53,13 @@ class EvaluationData:
 
     test: Examples | None = None
     clients: ClientExamples | None = None
+
+    def __repr__(self) -> str:
+        test = "no test examples"
+        if isinstance(self.test, Mapping):
+            lengths = [_repr.length(array) for array in self.test.values()]
+            test = f"{lengths[0] if lengths else 0} test examples: {_repr.arrays(self.test)}"
+        return f"<EvaluationData: {test}; {'no clients' if self.clients is None else self.clients}>"
 
 
 Evaluation = Callable[[Params, EvaluationData], dict[str, Float[Array, ""]]]
@@ -102,63 +109,134 @@ def make_evaluation(
         values = {}
         if data.test is not None:
             length = len(next(iter(data.test.values())))
-            for name, (totals, weights) in _per_example(params, data.test, jnp.arange(length)).items():
+            test = _per_example(metrics_fn, batch_size, params, data.test, jnp.arange(length))
+            _check_known(lower, test)
+            for name, (totals, weights) in test.items():
                 alike = weights is None
                 mean = Mean.of(totals, jnp.ones(length, bool)) if alike else Mean(totals.sum(), weights.sum())
                 values[f"test_{name}"] = mean.value
         if data.clients is not None:
-            sizes = data.clients.client_sizes
-            owner = jnp.searchsorted(data.clients.offsets, jnp.arange(len(data.clients.order)), side="right") - 1
-            sums = functools.partial(
-                jax.ops.segment_sum, segment_ids=owner, num_segments=len(sizes), indices_are_sorted=True
-            )
-            for name, (totals, weights) in _per_example(params, data.clients.examples, data.clients.order).items():
-                counted = sizes if weights is None else sums(weights)
-                means = sums(totals) / jnp.where(counted > 0, counted, 1)
-                summary = client_summary(means, counted > 0, highest_is_worst=_highest_is_worst(name, lower))
+            means = _client_means(metrics_fn, batch_size, params, data.clients)
+            _check_known(lower, means)
+            for name, (mean, counts) in means.items():
+                summary = client_summary(mean, counts, highest_is_worst=_highest_is_worst(name, lower))
                 values.update({f"client_{name}_{statistic}": value for statistic, value in summary.items()})
         return values
 
     def check(params: Params, data: EvaluationData) -> None:
         _check_data(data)
-        check_examples = getattr(metrics_fn, "check", None)
-        if check_examples is not None and data.test is not None:
-            check_examples(params, data.test, name="test")
-        if check_examples is not None and data.clients is not None:
-            check_examples(params, data.clients.examples, data.clients.order)
-
-    def _per_example(params, examples: Examples, rows) -> dict[str, Mean]:
-        """By name, a `Mean` an example; its weights are None where all examples count alike."""
-        examples = jax.tree.map(jnp.asarray, examples)
-        size = min(batch_size, len(rows))
-        padded = jnp.concatenate([rows, jnp.repeat(rows[-1:], -len(rows) % size)]).reshape(-1, size)
-
-        def one_batch(_, batch_rows):
-            values = metrics_fn(params, jax.tree.map(lambda array: array[batch_rows], examples))
-            if not isinstance(values, dict):
-                raise ValueError(
-                    "metrics_fn must return a dict of named values, one per example, such as {'accuracy': …}, got "
-                    + (f"an array of shape {values.shape}" if hasattr(values, "shape") else f"{values!r}")
-                )
-            values = {name: v if isinstance(v, Mean) else Mean(v, None) for name, v in values.items()}
-            for name, value in values.items():
-                for leaf in jax.tree.leaves(value):
-                    check_per_example(leaf, size, name=f"the metric {name!r}")
-            # Sums of many examples want float32 at least, and metrics may be truth values.
-            return None, jax.tree.map(lambda v: v.astype(jnp.promote_types(v.dtype, jnp.float32)), values)
-
-        _, stacked = lax.scan(one_batch, None, padded)
-        unknown = (lower or frozenset()) - set(stacked)
-        if unknown:
-            raise ValueError(f"lower_is_better names {sorted(unknown)}, but the metrics are {sorted(stacked)}")
-        return jax.tree.map(lambda values: values.reshape(-1)[: len(rows)], stacked)
+        _check_examples(metrics_fn, params, data)
 
     evaluate.check = check
     return evaluate
 
 
+def _per_example(
+    metrics_fn: MetricsFunction, batch_size: int, params: Params, examples: Examples, rows: Int[Array, " examples"]
+) -> dict[str, Mean]:
+    """By name, a `Mean` an example; its weights are None where all examples count alike."""
+    examples = jax.tree.map(jnp.asarray, examples)
+    size = min(batch_size, len(rows))
+    padded = jnp.concatenate([rows, jnp.repeat(rows[-1:], -len(rows) % size)]).reshape(-1, size)
+
+    def one_batch(_, batch_rows):
+        values = metrics_fn(params, jax.tree.map(lambda array: array[batch_rows], examples))
+        if not isinstance(values, dict):
+            raise ValueError(
+                "metrics_fn must return a dict of named values, one per example, such as {'accuracy': …}, got "
+                + (f"an array of shape {values.shape}" if hasattr(values, "shape") else f"{values!r}")
+            )
+        values = {name: v if isinstance(v, Mean) else Mean(v, None) for name, v in values.items()}
+        for name, value in values.items():
+            for leaf in jax.tree.leaves(value):
+                check_per_example(leaf, size, name=f"the metric {name!r}")
+        # Sums of many examples want float32 at least, and metrics may be truth values.
+        return None, jax.tree.map(lambda v: v.astype(jnp.promote_types(v.dtype, jnp.float32)), values)
+
+    _, stacked = lax.scan(one_batch, None, padded)
+    return jax.tree.map(lambda values: values.reshape(-1)[: len(rows)], stacked)
+
+
+def _client_means(
+    metrics_fn: MetricsFunction, batch_size: int, params: Params, clients: ClientExamples
+) -> dict[str, tuple[Float[Array, " population"], Bool[Array, " population"]]]:
+    """By name, each client's mean of a metric, and whether it has examples that count; else the mean is 0."""
+    sizes = clients.client_sizes
+    owner = jnp.searchsorted(clients.offsets, jnp.arange(len(clients.order)), side="right") - 1
+    sums = functools.partial(jax.ops.segment_sum, segment_ids=owner, num_segments=len(sizes), indices_are_sorted=True)
+    means = {}
+    measured = _per_example(metrics_fn, batch_size, params, clients.examples, clients.order)
+    for name, (totals, weights) in measured.items():
+        counted = sizes if weights is None else sums(weights)
+        means[name] = (sums(totals) / jnp.where(counted > 0, counted, 1), counted > 0)
+    return means
+
+
+_compiled_client_means = jax.jit(_client_means, static_argnums=(0, 1))
+
+
+def evaluate_clients(
+    metrics_fn: MetricsFunction, params: Params, clients: ClientExamples, *, batch_size: int = 500
+) -> dict[str, np.ndarray]:
+    """Results of every client by its own name: columns of one row a client, as ``pandas.DataFrame`` and csv take them.
+
+    Args:
+      metrics_fn: ``(params, batch) -> named values per example``, as of `make_evaluation`.
+      params: to be evaluated: ``algorithm.evaluated_params(state)``.
+      clients: each client's examples, as `data.pack` or `data.hold_out` makes them.
+      batch_size: examples at a time; the result does not depend on it.
+
+    Returns:
+      ``"client"``, its name, or its number where clients have none; ``"examples"``, how many it has; and by each metric
+      the mean over its examples, NaN of a client without examples that count.
+
+    Raises:
+      ValueError: data of a wrong form, metrics of a wrong form or called "client" or "examples", examples that the
+        metrics refuse.
+
+    Example:
+      >>> from fedhyper_jax.data import from_client_ids
+      >>> def metrics_fn(params, batch): return {"error": abs(batch["x"] - params)}
+      >>> clients = from_client_ids({"x": np.array([1.0, 2.0, 5.0])}, np.array(["eve", "bob", "eve"]))
+      >>> results = evaluate_clients(metrics_fn, 1.0, clients)
+      >>> {str(client): float(error) for client, error in zip(results["client"], results["error"])}
+      {'bob': 1.0, 'eve': 2.0}
+    """
+    _validate.positive_integer(batch_size=batch_size)
+    data = EvaluationData(clients=clients)
+    _check_data(data)
+    _check_examples(metrics_fn, params, data)
+    means = jax.device_get(_compiled_client_means(metrics_fn, batch_size, params, clients))
+    names = getattr(clients, "names", None)
+    sizes = np.asarray(clients.client_sizes)
+    columns = {
+        "client": np.arange(len(sizes)) if names is None else np.fromiter(names, object, len(names)),
+        "examples": sizes,
+    }
+    for name in columns:
+        if name in means:
+            raise ValueError(f"metrics_fn has a metric {name!r}, which is a column already; call it otherwise")
+    return columns | {name: np.where(counts, mean, np.nan) for name, (mean, counts) in means.items()}
+
+
+def _check_examples(metrics_fn: MetricsFunction, params: Params, data: EvaluationData) -> None:
+    """Raises ValueError for examples that the metrics refuse."""
+    check = getattr(metrics_fn, "check", None)
+    if check is not None and data.test is not None:
+        check(params, data.test, name="test")
+    if check is not None and data.clients is not None:
+        check(params, data.clients.examples, data.clients.order)
+
+
 _LOWER_IS_BETTER = frozenset("loss cross_entropy perplexity error squared_error absolute_error mse rmse mae".split())
 _HIGHER_IS_BETTER = frozenset("accuracy precision recall f1 auc".split())
+
+
+def _check_known(lower_is_better: Collection[str] | None, metrics: Collection[str]) -> None:
+    """Raises ValueError where ``lower_is_better`` names what is no metric."""
+    unknown = set(lower_is_better or ()) - set(metrics)
+    if unknown:
+        raise ValueError(f"lower_is_better names {sorted(unknown)}, but the metrics are {sorted(metrics)}")
 
 
 def _highest_is_worst(name: str, lower_is_better: Collection[str] | None) -> bool:

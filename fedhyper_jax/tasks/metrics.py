@@ -17,7 +17,12 @@ from fedhyper_jax.tasks.losses import (
 
 
 class Mean(NamedTuple):
-    """A weighted mean that can be merged: ``merge(zero, m) = m``, and merging is associative and commutative."""
+    """A weighted mean that can be merged: ``merge(zero, m) = m``, and merging is associative and commutative.
+
+    Attributes:
+      total: the sum of values times weights.
+      weight: the sum of weights.
+    """
 
     total: Float[Array, ""]
     weight: Float[Array, ""]

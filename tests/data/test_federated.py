@@ -1,12 +1,14 @@
 """Packing: whatever the clients, the packed arrays say which example is whose; bad input is refused."""
 
+import pickle
+
 import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedhyper_jax.data import check_examples, dirichlet, from_client_ids, iid, pack, quantity_skew
+from fedhyper_jax.data import check_examples, dirichlet, from_client_ids, hold_out, iid, pack, quantity_skew
 
 
 def rows_of(data, client):
@@ -179,3 +181,55 @@ def test_numbers_that_a_conversion_would_change_are_refused(array, message):
 def test_ordinary_rounding_is_none_of_them(array):
     given = np.asarray(pack({"x": array}, [np.arange(len(array))]).examples["x"], array.dtype)
     np.testing.assert_allclose(given, array, rtol=1e-7, atol=1e-38)
+
+
+def test_clients_keep_their_names():
+    ids = np.array(["eve", "bob", "eve", "ada"])
+    data = from_client_ids({"x": np.arange(4.0)}, ids)
+    assert data.names == ("ada", "bob", "eve") and [rows_of(data, m).tolist() for m in range(3)] == [[3], [1], [0, 2]]
+    assert pack({"x": np.arange(3.0)}, {"eve": [2], 7: [0, 1]}).names == ("eve", 7)
+    assert pack({"x": np.arange(3.0)}, {1: [2], 0: [0, 1]}).names is None  # numbered already
+    assert pack({"x": np.arange(3.0)}, [[2], [0, 1]]).names is None
+    assert hold_out(data, 0.5)[0].names == hold_out(data, 0.5)[1].names == data.names
+    assert jax.tree.map(lambda leaf: leaf + 1, data).names == data.names
+    assert hash(data.names) == hash(("ada", "bob", "eve"))
+    again = pickle.loads(pickle.dumps(data.names))
+    assert again == data.names and type(again) is type(data.names) and not vars(again)  # (no hash of another process)
+
+
+def test_equal_names_are_one_program():
+    traced = []
+
+    @jax.jit
+    def sizes(data):
+        traced.append(data.names)
+        return data.client_sizes
+
+    for ids in (["eve", "bob"], ["eve", "bob"], ["eve", "ada"]):
+        sizes(from_client_ids({"x": np.arange(2.0)}, np.array(ids)))
+    assert traced == [("bob", "eve"), ("ada", "eve")]
+
+
+def test_weights_are_sums_over_a_clients_examples_over_their_mean():
+    examples = {"x": np.arange(5.0), "tokens": np.array([5, 60, 10, 5, 10])}
+    data = from_client_ids(examples, np.array(["eve", "bob", "eve", "eve", "bob"]), weigh_by="tokens")
+    np.testing.assert_allclose(data.weights, np.array([70, 20]) / 45, rtol=1e-6)
+    np.testing.assert_allclose(data.weights_of(np.array([1, 0, 2])), np.array([20, 70, 0]) / 45, rtol=1e-6)
+    for part in hold_out(data, 0.5):  # of what is left
+        sums = np.array([examples["tokens"][rows_of(part, m)].sum() for m in range(2)])
+        np.testing.assert_allclose(part.weights, sums / sums.mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.array([1, -1, 2]), r"examples\['tokens'\] must be one number ≥ 0 an example to weigh clients by, got -1"),
+        (np.ones((3, 2)), r"must be one number ≥ 0 an example to weigh clients by, got shape \(3, 2\)"),
+        (np.array([0, 0, 2]), "client 'eve' has no tokens .1 of 2 clients weigh nothing.; leave such clients out"),
+        (None, "unknown weigh_by 'tokens'; known: x"),
+    ],
+)
+def test_weights_that_are_none_are_refused(weights, message):
+    examples = {"x": np.arange(3.0)} | ({} if weights is None else {"tokens": weights})
+    with pytest.raises(ValueError, match=message):
+        pack(examples, {"eve": [0, 1], "bob": [2]}, weigh_by="tokens")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedhyper_jax import _random, run, simulate, sweep
-from fedhyper_jax.data import Cohort, client_batches, local_epochs, pack
+from fedhyper_jax.data import Cohort, client_batches, local_epochs, pack, procedural_logistic
 from fedhyper_jax.engine import federated_algorithm
 from fedhyper_jax.parts import FailureModel, aggregators, failures, guards, participation, rates, terms
 from tests.helpers import logistic_loss, logistic_params, product
@@ -386,3 +386,45 @@ def test_strategies_agree_on_all_doors_at_once(federation, strategy):
     close(*ends)
     info = ends[0][1].info
     assert info.taken_back.sum() > 0 and info.not_started.sum() > 0 and info.lost.sum() > 0
+
+
+# ------------------------------------------------------------------------------------------------------------- weights
+
+
+@pytest.mark.parametrize("strategy", ["vectorized", product("chunked(2)"), product("sequential")])
+def test_weights_of_the_data_set(numbers, strategy):
+    """The mean of the clients' updates, weighed by their tokens whatever the unit; with an empty slot."""
+    owned, _ = numbers
+    tokens = np.random.default_rng(7).integers(0, 90, sum(SIZES)) + np.arange(sum(SIZES)) % 2
+    rows = np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1])
+    sums, cohort, w = np.array([tokens[own].sum() for own in rows]), [5, 2, 7], np.array([1.0, -2.0])
+    expected = w - np.average(updates_of(owned, cohort, w), axis=0, weights=sums[cohort])
+    algorithm = made(weighting="weights", strategy=strategy)
+    for unit in (1, 1e-4):
+        data = pack({"x": np.concatenate(owned), "tokens": unit * tokens.astype(np.float32)}, rows, weigh_by="tokens")
+        state, _ = played(algorithm, data, [*cohort, POPULATION])
+        close(state.params, expected)
+
+
+def test_weights_by_a_constant_are_those_by_examples(numbers):
+    """In SCAFFOLD too, whose c is a mean as clients count."""
+    owned, data = numbers
+    rows = np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1])
+    examples = {"x": np.concatenate(owned), "three": np.full(sum(SIZES), 3)}
+    weighed = pack(examples, rows, weigh_by="three")
+
+    def both(weighting, data):
+        algorithm = made(terms=[terms.control_variates(POPULATION)], weighting=weighting)
+        state, info = played(algorithm, data, [5, 2, 7])
+        return state.params, state.terms, info
+
+    close(both("weights", weighed), both("examples", data))
+
+
+def test_runs_refuse_data_without_weights(numbers):
+    algorithm = made(weighting="weights")
+    with pytest.raises(ValueError, match=r"needs a data set with weights, got <.*data.pack\(…, weigh_by='tokens'\)"):
+        simulate(algorithm, KEY, algorithm.init(jnp.zeros(2)), numbers[1], rounds=1, cohort_size=2)
+    procedural = procedural_logistic(10)
+    with pytest.raises(ValueError, match="needs a data set with weights, got <ProceduralData: 10 clients"):
+        run(algorithm, KEY, algorithm.init(jnp.zeros(2)), procedural, rounds=1, cohort_size=2)

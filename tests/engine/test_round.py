@@ -374,7 +374,7 @@ def test_debug_refuses_jit(key, federation):
         ({"local_gamma": 0.5}, "must be ≥ 1, got 0.5"),
         ({"global_rate": lambda t: 1.0}, "global_rate is a schedule, but G moves it already: two rules for one rate"),
         ({"local_rate": lambda t: 0.1}, "local_rate is a schedule, but SL moves it already"),
-        ({"weighting": "fair"}, "unknown weighting 'fair'; known: examples, uniform"),
+        ({"weighting": "fair"}, "unknown weighting 'fair'; known: examples, uniform, weights"),
         ({"strategy": "parallel"}, "unknown strategy 'parallel'; known: vectorized, sequential, debug"),
         ({"strategy": "chunked(0)"}, "size must be an integer ≥ 1"),
     ],

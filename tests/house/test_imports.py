@@ -11,7 +11,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[2] / "fedhyper_jax"
 
 FLOORS = {
-    0: {"base", "_tree", "_validate", "_random", "_threefry", "_version"},
+    0: {"base", "_tree", "_validate", "_repr", "_random", "_threefry", "_version"},
     1: {"data", "models", "tasks", "hypergradient"},
     2: {"parts"},
     3: {"engine", "methods"},

@@ -12,7 +12,7 @@ from fedhyper_jax.shell.records import read_records
 
 def test_a_run_comes_back_whole(run_folder):
     run = fh.load_run(str(run_folder))
-    assert run.config.method.name == "G+CL" and run.config.run.rounds == 3
+    assert repr(run) == "<Run: G+CL on digits, 3 rounds, finished>" and run.config.run.rounds == 3
     assert run.summary == json.loads((run_folder / "summary.json").read_text())
     records = read_records(run_folder)
     assert set(run.history) == set(records[0])
@@ -26,6 +26,7 @@ def test_a_run_comes_back_whole(run_folder):
 
 def test_a_comparison_comes_back_cell_by_cell(compare_folder):
     run = fh.load_run(compare_folder)
+    assert repr(run) == "<Run: fedavg, SL on digits, 8 runs of 4 rounds, finished>"
     assert set(run.history) == {(m, b, s) for m in ("fedavg", "SL") for b in (0.02, 0.5) for s in (0, 1)}
     history = run.history["SL", 0.5, 1]
     np.testing.assert_array_equal(history["round"], np.arange(4))

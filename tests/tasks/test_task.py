@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from fedhyper_jax.base import Model
-from fedhyper_jax.data import pack
+from fedhyper_jax.data import from_client_ids, pack
 from fedhyper_jax.tasks import (
     EvaluationData,
     Measure,
     accuracy_of_classes,
     accuracy_of_symbols,
     error_of_targets,
+    evaluate_clients,
     losses,
     make_evaluation,
     metrics,
@@ -148,3 +149,32 @@ def test_examples_without_a_label_count_in_no_metric():
 def test_evaluation_data_of_a_wrong_form_are_refused(data, message):
     with pytest.raises(ValueError, match=message):
         make_evaluation(lambda params, batch: {"loss": batch["x"]})(None, EvaluationData(**data))
+
+
+def test_results_by_the_names_of_clients():
+    """Against plain means; one client has nothing held out, and one only examples that do not count."""
+    rng = np.random.default_rng(0)
+    x, owner = rng.normal(size=40).astype(np.float32), np.array(["eve", "bob", "ada", "kim"])[rng.integers(0, 4, 40)]
+    counts = (rng.random(40) < 0.7) & (owner != "kim")
+    examples = {"x": x, "counts": counts}
+    clients = from_client_ids(examples, owner)
+
+    def metrics_fn(params, batch):
+        kept = batch["counts"].astype(float)
+        return {"error": abs(batch["x"] - params), "kept": metrics.Mean(batch["x"] * kept, kept)}
+
+    results = evaluate_clients(metrics_fn, 0.5, clients, batch_size=7)
+    assert list(results) == ["client", "examples", "error", "kept"]
+    assert results["client"].tolist() == ["ada", "bob", "eve", "kim"]
+    for row, client in enumerate(results["client"]):
+        own = owner == client
+        assert results["examples"][row] == own.sum()
+        assert results["error"][row] == pytest.approx(abs(x[own] - 0.5).mean(), rel=1e-5)
+        expected = math.nan if client == "kim" else x[own & counts].mean()
+        assert results["kept"][row] == pytest.approx(expected, rel=1e-5, nan_ok=True)
+    numbered = evaluate_clients(metrics_fn, 0.5, pack(examples, [np.arange(39), [39]]))
+    assert numbered["client"].tolist() == [0, 1]
+    with pytest.raises(ValueError, match="has a metric 'client', which is a column already"):
+        evaluate_clients(lambda params, batch: {"client": batch["x"]}, 0.5, clients)
+    with pytest.raises(ValueError, match=r"clients of EvaluationData must be as data.pack .* makes them, got dict"):
+        evaluate_clients(metrics_fn, 0.5, {"x": x})

@@ -26,18 +26,29 @@ def compiled_loop(num_steps: Array, body: Callable[..., Any], carry: PyTree) -> 
 
 
 class Assignment(NamedTuple):
-    """One client's work in a round; scalars, or (cohort,) for all of them."""
+    """One client's work in a round; scalars, or (cohort,) for all of them.
+
+    Attributes:
+      client_id: the client; the population for an empty slot.
+      num_steps: K_m, those that failures take away left out; 0 for an empty slot.
+    """
 
     client_id: Int[Array, "*cohort"]
-    num_steps: Int[Array, "*cohort"]  # K_m, those that failures take away left out; 0 for an empty slot
+    num_steps: Int[Array, "*cohort"]
 
 
 class Slots(NamedTuple):
-    """The clients that a strategy is to run, slot by slot."""
+    """The clients that a strategy is to run, slot by slot.
+
+    Attributes:
+      clients: their ids and steps, (cohort,) each.
+      common_steps: the number of steps, where it is static and the same for all.
+      padding_id: the client id of a slot that does nothing: the population.
+    """
 
     clients: Assignment
-    common_steps: int | None  # the number of steps, where it is static and the same for all
-    padding_id: int  # the client id of a slot that does nothing: the population
+    common_steps: int | None
+    padding_id: int
 
     @property
     def steps(self) -> Int[Array, " cohort"]:

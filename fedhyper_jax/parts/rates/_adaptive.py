@@ -25,14 +25,23 @@ __all__ = ["DebiasedRate", "extrapolation", "hypergradient", "reduce_on_plateau"
 
 
 class DebiasedRate(NamedTuple):
-    """State of `hypergradient` with ``normalise="debiased"``."""
+    """State of `hypergradient` with ``normalise="debiased"``.
+
+    Attributes:
+      rate: r.
+      hyper_rate: κ.
+      lower: bound that r never falls below.
+      upper: bound that r never exceeds.
+      max_change: c ≥ |κ h|; None: no bound.
+      squared_norm: D^{t-1}, what the next product is divided by; 0 where nothing is known.
+    """
 
     rate: Float[Array, ""]
     hyper_rate: Float[Array, ""]
     lower: Float[Array, ""]
     upper: Float[Array, ""]
     max_change: Float[Array, ""] | None
-    squared_norm: Float[Array, ""]  # D^{t-1}, what the next product is divided by; 0 where nothing is known
+    squared_norm: Float[Array, ""]
 
 
 _FLOOR = 0.1
