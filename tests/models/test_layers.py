@@ -11,7 +11,8 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from fedhyper_jax.models import convolution, layers
+from fedhyper_jax.models import convolution, forms, layers
+from tests.helpers import product
 
 WINDOWS = [
     ((3, 3), (1, 1), "SAME", (1, 1)),  # kernel, strides, padding, dilation
@@ -180,6 +181,44 @@ def test_shared_kernel_and_sharded_images(channels):
     specs = (PartitionSpec("clients"), PartitionSpec())
     sharded = jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
     close(*jax.device_get(jax.jit(lambda *operands: (sharded(*operands), gradient(*operands)))(x, kernel)))
+
+
+OTHER_FORMS = [
+    forms.Forms(clients, gradients, im2col, "flax", "flax", None)
+    for clients, gradients, im2col in [
+        ("at_once", "at_once", 3),
+        ("at_once", "derived", 0),
+        ("one_by_one", "derived", 4),
+        ("one_by_one", "in_parts", 0),
+    ]
+]
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("chosen", [OTHER_FORMS[1], *map(product, OTHER_FORMS[:1] + OTHER_FORMS[2:])], ids=str)
+def test_the_forms_of_other_platforms_compute_the_same(chosen, channels, monkeypatch):
+    """Values, both gradients and theirs, alone, in a group, and of clients."""
+    monkeypatch.setitem(forms.FORMS, "cpu", chosen)
+    settings = dict(strides=(2, 1), padding=((-1, 2), (1, 0)), dilation=(1, 2), groups=2 if channels == 4 else 1)
+    x, kernel = normal(0, 3, 2, 6, 7, channels), normal(1, 3, 3, 2, channels // settings["groups"], 4)
+
+    def programs(convolve):
+        curve = jax.grad(lambda *operands: sum(jnp.sum(g**2) for g in gradients(convolve)(*operands)), argnums=(0, 1))
+        alone = lambda x, kernel: (value_and_gradients(convolve)(x, kernel), curve(x, kernel))  # noqa: E731
+        return lambda x, kernel: (alone(x[0], kernel[0]), jax.vmap(value_and_gradients(convolve))(x, kernel))
+
+    close(*both(programs, x, kernel, **settings))
+
+
+def test_each_platform_gets_the_form_of_its_line(monkeypatch):
+    """Of products towards the kernel: on cuda and rocm JAX's own, two of three in forms that are not the fast one."""
+    monkeypatch.setitem(forms.FORMS, "gpu", forms.ASSUMED._replace(gradients="derived"))
+    x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 6, 6, 4), (3, 3, 4, 8)))
+    traced = jax.jit(gradients(convolution)).trace(x, kernel)
+    fast = "dim_numbers = [b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"
+    counts = {name: traced.lower(lowering_platforms=(name,)).as_text().count(fast) for name in ("cpu", "cuda", "rocm")}
+    assert counts == {"cpu": 3, "cuda": 1, "rocm": 1}
+    assert traced.lower(lowering_platforms=("tpu",)).as_text().count(fast) == 3  # still assumed
 
 
 CLIENTS = 5
