@@ -497,11 +497,11 @@ def measure_schedulers(job: Job, results: Results, repeats: int) -> Results:
 
 
 def measure_torch(python: str, job: str, rounds: int, seconds_left: Callable[[], float]) -> Results:
-    """The plain loop of experiments/peers in a process of its own, on the same kind of device."""
+    """The plain loop of experiments/peers in a process of its own, on the same device; the CPU's part with one thread."""
     device = {"gpu": "cuda", "cpu": "cpu"}.get(jax.default_backend())
     if device is None:
         return {"skipped": f"the loop knows no {jax.default_backend()}"}
-    command = [python, PEERS / "torch_loop.py", job, rounds, machine()["cores"], "--device", device]
+    command = [python, PEERS / "torch_loop.py", job, rounds, 1, "--device", device]
     done = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, timeout=max(seconds_left() - 2, 1), check=False
     )

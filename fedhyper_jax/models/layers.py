@@ -67,6 +67,20 @@ def _client_by_client(product: Callable) -> Callable:
     return wrapped
 
 
+def _sum_by_sum(product: Callable) -> Callable:
+    """The same for ``product(x, g)``, a sum over examples: a gradient towards a kernel."""
+    looped, wrapped = sequential_vmap(product), custom_vmap(product)
+
+    @wrapped.def_vmap
+    def rule(axis_size, is_batched, x, g):
+        del axis_size
+        axes = tuple(0 if batched else None for batched in is_batched)
+        ways = {"one_by_one": jax.vmap(looped, axes), "at_once": jax.vmap(product, axes)}
+        return by_platform(lambda forms: ways[forms.clients], x, g), True
+
+    return wrapped
+
+
 def _plain(window: _Window) -> Callable:
     """(x, kernel) -> y as JAX has it."""
     return functools.partial(
@@ -120,16 +134,7 @@ def _im2col_kernel_gradient(window: _Window, size: Pair) -> Callable:
         rows = _patches(x, size, g.shape[1:3], window)
         return (rows @ g.reshape(-1, g.shape[-1])).reshape(*size, x.shape[-1], -1)
 
-    looped, wrapped = sequential_vmap(product), custom_vmap(product)
-
-    @wrapped.def_vmap
-    def rule(axis_size, is_batched, x, g):
-        del axis_size
-        axes = tuple(0 if batched else None for batched in is_batched)
-        ways = {"one_by_one": jax.vmap(looped, axes), "at_once": jax.vmap(product, axes)}
-        return by_platform(lambda forms: ways[forms.clients], x, g), True
-
-    return wrapped
+    return _sum_by_sum(product)
 
 
 def _takes_im2col(forms: Forms, x_shape: Sequence[int], window: _Window) -> bool:
@@ -165,7 +170,7 @@ def _kernel_gradient(window: _Window, size: Pair, x: Array, g: Array) -> Array:
     ways = {
         "in_parts": functools.partial(_in_parts, at_once),
         "at_once": at_once,
-        "derived": functools.partial(_derived_kernel_gradient, window, size),
+        "derived": _derived_kernel_gradient(window, size),
     }
 
     def choose(forms):
@@ -205,19 +210,44 @@ def _direct_kernel_gradient(window: _Window, size: Pair, x: Array, g: Array) -> 
     return _direct(swapped)(x, g.transpose(1, 2, 0, 3)).transpose(1, 2, 0, 3)
 
 
-def _derived_kernel_gradient(window: _Window, size: Pair, x: Array, g: Array) -> Array:
-    kernel = jax.ShapeDtypeStruct((*size, x.shape[-1] // window.groups, g.shape[-1]), x.dtype)
-    return jax.linear_transpose(lambda kernel: _plain(window)(x, kernel), kernel)(g)[0]
+@functools.cache
+def _derived_kernel_gradient(window: _Window, size: Pair) -> Callable:
+    """(x, g) -> dW as JAX has it."""
+
+    def product(x, g):
+        kernel = jax.ShapeDtypeStruct((*size, x.shape[-1] // window.groups, g.shape[-1]), x.dtype)
+        return jax.linear_transpose(lambda kernel: _plain(window)(x, kernel), kernel)(g)[0]
+
+    return _sum_by_sum(product)
 
 
-def _derived_input_gradient(window: _Window, size: Pair, kernel: Array, g: Array) -> Array:
-    x = jax.ShapeDtypeStruct((len(g), *size, kernel.shape[2] * window.groups), kernel.dtype)
-    return jax.linear_transpose(lambda x: _plain(window)(x, kernel), x)(g)[0]
+@functools.cache
+def _derived_input_gradient(window: _Window, size: Pair) -> Callable:
+    """(g, W) -> dx as JAX has it."""
+
+    def product(g, kernel):
+        x = jax.ShapeDtypeStruct((len(g), *size, kernel.shape[2] * window.groups), kernel.dtype)
+        return jax.linear_transpose(lambda x: _plain(window)(x, kernel), x)(g)[0]
+
+    return _client_by_client(product)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _derived(window: _Window, size: Pair, kernel: Array, g: Array) -> Array:
+    return _derived_input_gradient(window, size)(g, kernel)
+
+
+def _derived_backward(window, size, operands, dx):
+    kernel, g = operands
+    return _kernel_gradient(window, kernel.shape[:2], dx, g), _convolve(window, dx, kernel)
+
+
+_derived.defvjp(lambda window, size, *operands: (_derived(window, size, *operands), operands), _derived_backward)
 
 
 def _input_gradient(window: _Window, size: Pair, kernel: Array, g: Array) -> Array:
     written = functools.partial(_direct_input_gradient, window, size)
-    derived = functools.partial(_derived_input_gradient, window, size)
+    derived = functools.partial(_derived, window, size)
     return by_platform(lambda forms: derived if forms.gradients == "derived" else written, kernel, g)
 
 

@@ -262,6 +262,17 @@ def test_every_product_has_the_form_of_the_fast_kernel():
     assert plain.count(f"dim_numbers = {fast}") < plain.count("stablehlo.convolution") == 3
 
 
+@pytest.mark.parametrize("gradients", ["at_once", "derived"])
+def test_a_table_may_loop_over_clients_or_not(gradients, monkeypatch):
+    """Also where JAX derives the gradients."""
+    for clients, expected in (("one_by_one", {1}), ("at_once", {CLIENTS})):
+        chosen = forms.ASSUMED._replace(clients=clients, gradients=gradients)
+        monkeypatch.setitem(forms.FORMS, "gpu", chosen)
+        counts = group_counts(lowered_training(convolution, 4, "cuda"))
+        counts |= {int(n) for n in re.findall(r"batch_group_count = (\d+)", lowered_training(convolution, 4, "cuda"))}
+        assert counts - {1} == expected - {1}
+
+
 def test_shared_kernels_need_no_loop():
     x, kernel = np.zeros((5, 2, 6, 6, 4)), np.zeros((3, 3, 4, 8))
     text = jax.jit(jax.vmap(convolution, (0, None))).lower(x, kernel).as_text()
