@@ -497,7 +497,7 @@ def measure_schedulers(job: Job, results: Results, repeats: int) -> Results:
 
 
 def measure_torch(python: str, job: str, rounds: int, seconds_left: Callable[[], float]) -> Results:
-    """The plain loop of experiments/peers in a process of its own, on the same device; the CPU's part with one thread."""
+    """The plain loop of experiments/peers in a process of its own, on the same device; one thread on the CPU."""
     device = {"gpu": "cuda", "cpu": "cpu"}.get(jax.default_backend())
     if device is None:
         return {"skipped": f"the loop knows no {jax.default_backend()}"}
