@@ -644,7 +644,9 @@ def list_items(preset: Preset, given, results: Results, seconds_left: Callable[[
         return Item("schedulers", job, lambda: measure_schedulers(known[job], results, preset.repeats))
 
     def torch(job, rounds):
-        return Item("torch", job, lambda: measure_torch(given.torch_python, job, rounds, seconds_left))
+        patience = 15 * preset.minutes  # seconds, a quarter of the whole
+        time_for_it = lambda: min(seconds_left(), patience)  # noqa: E731
+        return Item("torch", job, lambda: measure_torch(given.torch_python, job, rounds, time_for_it))
 
     every = [strategy(job, name) for job, names in preset.strategies.items() for name in names]
     first = [strategy(job, preset.strategies[job][0]) for job in ("mlp", "cnn")]
@@ -719,7 +721,8 @@ def markdown(results: Results) -> str:
         said = [*(f"{name} {time:.3g} ms" for name, time in times), *(f"{name} failed" for name in row["failed"])]
         lines.append(f"- {row['name']} ({agree}): {'; '.join(said)}")
     if line := results.get("forms_line"):
-        lines += ["", "For `fedhyper_jax/models/forms.py`:", "", "```python", line, "```"]
+        use = "For" if results["preset"] == "full" else "A rehearsal, so not for"
+        lines += ["", f"{use} `fedhyper_jax/models/forms.py`:", "", "```python", line, "```"]
     lines += ["", "## What a scheduler costs over FedAvg", ""]
     for row in results.get("schedulers", []):
         costs = (
