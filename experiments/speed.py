@@ -8,6 +8,7 @@ Command:   python experiments/benchmark_peers.py      (the peers; see there)
            python experiments/speed.py sweeps         (one sweep against single runs and against commands)
            python experiments/speed.py precision      (bfloat16 against float32: speed and accuracy)
            python experiments/speed.py profile        (where the time of a round goes)
+           python experiments/on_accelerator.py       (on a GPU or TPU; see there)
            python experiments/speed.py page           (writes the page and its pictures from what is there)
 Expected:  experiments/results/speed/*.json, and speed.md with its pictures. Nothing else may run on the machine
            meanwhile. Speeds are medians, with the smallest and the largest beside them.
@@ -480,6 +481,39 @@ def cores_section() -> list[str]:
     return [*lines, ""]
 
 
+ACCELERATORS = "## On accelerators"
+
+
+def accelerators_section(folder: pathlib.Path = RESULTS) -> list[str]:
+    """A line for each result of experiments/on_accelerator.py, with the fastest strategy of each job."""
+    files = sorted(folder.glob("accelerator-*.json"))
+    results = [(path, found) for path in files if (found := json.loads(path.read_text()))["preset"] == "full"]
+    if not results:
+        return [ACCELERATORS, "", "No GPU or TPU was at hand: nothing has been measured on one.", ""]
+    jobs = ("mlp", "cnn", "char_lstm", "logistic-1M", "resnet18")
+    lines = [ACCELERATORS, "", "Client-steps/s of FedAvg by the fastest strategy that was tried; in brackets, how many"]
+    lines += ["times as fast as the PyTorch loop on the same device.", ""]
+    lines += ["| device | JAX | numbers | " + " | ".join(jobs) + " |", "|---" * (3 + len(jobs)) + "|"]
+    for path, found in results:
+        checks = [row["passed"] for part in ("numbers", "forms") for row in found.get(part, [])]
+        cells = [f"[{found['device']['kind']}]({path.with_suffix('.md').name})", found["device"]["jax"]]
+        cells.append(f"{sum(checks)} of {len(checks)} pass")
+        torch = {row["job"]: row for row in found.get("torch", []) if "job" in row}
+        for job in jobs:
+            own = [row for row in found.get("strategies", []) if row["job"] == job]
+            if not own:
+                cells.append("not measured")
+                continue
+            best = max(own, key=lambda row: row["client_steps_per_second"]["median"])
+            speed = best["client_steps_per_second"]["median"]
+            cell = f"{number(speed)}, {best['strategy']}"
+            if job in torch:
+                cell += f" ({number(speed / torch[job]['client_steps_per_second']['median'])} ×)"
+            cells.append(cell)
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
 def scale_section() -> list[str]:
     lines, results = ["## A million clients", ""], load("scale")
     if results is None:
@@ -665,8 +699,8 @@ def page() -> str:
     if jobs:
         machine, versions = jobs["machine"], jobs["environment"]
         lines += [
-            f"{machine['cores']} cores, {machine['vectors']}; JAX {versions['jax']} on {versions['device']}. No GPU or "
-            "TPU was at hand: nothing here has been measured on one.",
+            f"{machine['cores']} cores, {machine['vectors']}; JAX {versions['jax']} on {versions['device']}, but for "
+            "the section on accelerators.",
             "",
         ]
     lines += [*targets_section(), *peers_section()]
@@ -676,6 +710,7 @@ def page() -> str:
     lines += [
         *sweeps_section(),
         *cores_section(),
+        *accelerators_section(),
         *scale_section(),
         *traces_section(),
         *precision_section(),

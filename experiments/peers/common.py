@@ -5,7 +5,7 @@ cnn: Fashion-MNIST, 100 clients x 600 images (IID), 10 a round, 20 local SGD ste
 mlp: made up, 10,000 clients x 40 examples of 64 features, 500 a round, 10 local SGD steps of 20, rate 0.05,
      MLP 64-64-10.
 
-Each script is called `SCRIPT JOB ROUNDS THREADS` and prints one line of JSON.
+Each script is called `SCRIPT JOB ROUNDS THREADS` and prints one line of JSON. The PyTorch loop takes `--device cuda`.
 """
 
 import argparse
@@ -24,13 +24,14 @@ JOBS = {
 
 
 def arguments():
-    """Job (its numbers and name), timed rounds, threads."""
+    """Job (its numbers, name and device), timed rounds, threads."""
     parser = argparse.ArgumentParser()
     parser.add_argument("job", choices=JOBS)
     parser.add_argument("rounds", type=int)
     parser.add_argument("threads", type=int)
+    parser.add_argument("--device", default="cpu", help="of the PyTorch loop; the others run on the CPU")
     given = parser.parse_args()
-    return types.SimpleNamespace(name=given.job, **JOBS[given.job]), given.rounds, given.threads
+    return types.SimpleNamespace(name=given.job, device=given.device, **JOBS[given.job]), given.rounds, given.threads
 
 
 @functools.cache

@@ -20,6 +20,7 @@ if job.name == "cnn":
     )
 else:
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+x, y, model = (thing.to(job.device) for thing in (x, y, model))
 params = list(model.parameters())
 server = [param.detach().clone() for param in params]
 optimizer = torch.optim.SGD(params, lr=job.rate)  # it has no state, so one serves all clients
@@ -40,12 +41,15 @@ def one_round():
     for client in rng.choice(job.clients, job.cohort, replace=False):
         load(server)
         for rows in map(torch.from_numpy, batches(job, rng)):
+            rows = rows.to(job.device, non_blocking=True)
             optimizer.zero_grad()
             loss_fn(model(x[client][rows]), y[client][rows]).backward()
             optimizer.step()
         torch._foreach_add_(total, [param.detach() for param in params])
     for param, summed in zip(server, total, strict=True):
         param.copy_(summed / job.cohort)
+    if job.device != "cpu":
+        torch.cuda.synchronize()
 
 
 def loss():

@@ -9,6 +9,8 @@ Federated training runs convolutions inside ``lax.scan`` (local steps), mostly u
 2. ``vmap`` over kernels makes one grouped convolution of the clients', 3-6 times slower than one client after the
    other. So each product has its own ``vmap`` rule: one after the other on CPU.
 
+Other platforms have other traps; `forms` says which form is taken where.
+
 Client-steps/s of CNN training (batch 32, 28×28×1, 5×5 kernels, 16 and 32 channels) in a scan on one core of a
 two-core AVX-512 machine, JAX 0.10.2 / 0.12.0: plain 6 / 6; these layers 180 / 150, vmapped over ten clients 120 / 106.
 Then gradients towards kernels came in parts (`_in_parts`) and pools in one pass: a sixth more on an AVX2 machine.
@@ -24,6 +26,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap, sequential_vmap
 from jaxtyping import Array, Float
+
+from fedhyper_jax.models.forms import Forms, by_platform
 
 Pair = tuple[int, int]
 
@@ -41,8 +45,7 @@ class _Window(NamedTuple):
 def _client_by_client(product: Callable) -> Callable:
     """``product(x, kernel)`` with the vmap rule of reason 2 above.
 
-    A shared kernel needs no loop: the vmapped axis joins the examples. On other platforms than CPU vmap does what it
-    always does, since loops of small kernels are what accelerators are slow at; that choice has not been measured.
+    A shared kernel needs no loop: the vmapped axis joins the examples.
     """
     wrapped = custom_vmap(product)
 
@@ -58,26 +61,43 @@ def _client_by_client(product: Callable) -> Callable:
                 return lax.map(lambda operands: wrapped(*operands), (x, kernel))
             return lax.map(lambda k: wrapped(x, k), kernel)
 
-        at_once = jax.vmap(product, in_axes=(0 if x_batched else None, 0))
-        return lax.platform_dependent(x, kernel, cpu=one_by_one, default=at_once), True
+        ways = {"one_by_one": one_by_one, "at_once": jax.vmap(product, in_axes=(0 if x_batched else None, 0))}
+        return by_platform(lambda forms: ways[forms.clients], x, kernel), True
 
     return wrapped
+
+
+def _sum_by_sum(product: Callable) -> Callable:
+    """The same for ``product(x, g)``, a sum over examples: a gradient towards a kernel."""
+    looped, wrapped = sequential_vmap(product), custom_vmap(product)
+
+    @wrapped.def_vmap
+    def rule(axis_size, is_batched, x, g):
+        del axis_size
+        axes = tuple(0 if batched else None for batched in is_batched)
+        ways = {"one_by_one": jax.vmap(looped, axes), "at_once": jax.vmap(product, axes)}
+        return by_platform(lambda forms: ways[forms.clients], x, g), True
+
+    return wrapped
+
+
+def _plain(window: _Window) -> Callable:
+    """(x, kernel) -> y as JAX has it."""
+    return functools.partial(
+        lax.conv_general_dilated,
+        window_strides=window.strides,
+        padding=window.pads,
+        lhs_dilation=window.input_dilation,
+        rhs_dilation=window.kernel_dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=window.groups,
+    )
 
 
 @functools.cache
 def _direct(window: _Window) -> Callable:
     """(x, kernel) -> y as one convolution of the fast form."""
-    return _client_by_client(
-        functools.partial(
-            lax.conv_general_dilated,
-            window_strides=window.strides,
-            padding=window.pads,
-            lhs_dilation=window.input_dilation,
-            rhs_dilation=window.kernel_dilation,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=window.groups,
-        )
-    )
+    return _client_by_client(_plain(window))
 
 
 def _patches(x: Array, size: Pair, out: Pair, window: _Window) -> Float[Array, "taps_channels examples_pixels"]:
@@ -114,14 +134,14 @@ def _im2col_kernel_gradient(window: _Window, size: Pair) -> Callable:
         rows = _patches(x, size, g.shape[1:3], window)
         return (rows @ g.reshape(-1, g.shape[-1])).reshape(*size, x.shape[-1], -1)
 
-    return sequential_vmap(product)
+    return _sum_by_sum(product)
 
 
-def _takes_im2col(x_shape: Sequence[int], window: _Window) -> bool:
+def _takes_im2col(forms: Forms, x_shape: Sequence[int], window: _Window) -> bool:
     # The rule: a layer that reads images (grey or colour), where the direct kernel has too few channels to vectorise.
     # Steps/s of the whole CNN above, im2col / direct: 185 / 140 on JAX 0.10.2 and 156 / 127 on 0.12.0; with 32×32×3
     # images 104 / 88 and 91 / 87. The price is memory: taps · channels numbers for each output pixel.
-    return x_shape[-1] <= 3 and window.groups == 1 and window.input_dilation == (1, 1)
+    return x_shape[-1] <= forms.im2col_channels and window.groups == 1 and window.input_dilation == (1, 1)
 
 
 def _output_size(size: Sequence[int], kernel_size: Sequence[int], window: _Window) -> Pair:
@@ -141,15 +161,24 @@ def _output_size(size: Sequence[int], kernel_size: Sequence[int], window: _Windo
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolve(window: _Window, x: Array, kernel: Array) -> Array:
-    return (_im2col if _takes_im2col(x.shape, window) else _direct)(window)(x, kernel)
+    return by_platform(lambda forms: (_im2col if _takes_im2col(forms, x.shape, window) else _direct)(window), x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _kernel_gradient(window: _Window, size: Pair, x: Array, g: Array) -> Array:
-    if _takes_im2col(x.shape, window):
-        return _im2col_kernel_gradient(window, size)(x, g)
     at_once = functools.partial(_direct_kernel_gradient, window, size)
-    return lax.platform_dependent(x, g, cpu=functools.partial(_in_parts, at_once), default=at_once)
+    ways = {
+        "in_parts": functools.partial(_in_parts, at_once),
+        "at_once": at_once,
+        "derived": _derived_kernel_gradient(window, size),
+    }
+
+    def choose(forms):
+        if _takes_im2col(forms, x.shape, window):
+            return _im2col_kernel_gradient(window, size)
+        return ways[forms.gradients]
+
+    return by_platform(choose, x, g)
 
 
 def _in_parts(product: Callable, x: Array, g: Array) -> Array:
@@ -181,7 +210,48 @@ def _direct_kernel_gradient(window: _Window, size: Pair, x: Array, g: Array) -> 
     return _direct(swapped)(x, g.transpose(1, 2, 0, 3)).transpose(1, 2, 0, 3)
 
 
+@functools.cache
+def _derived_kernel_gradient(window: _Window, size: Pair) -> Callable:
+    """(x, g) -> dW as JAX has it."""
+
+    def product(x, g):
+        kernel = jax.ShapeDtypeStruct((*size, x.shape[-1] // window.groups, g.shape[-1]), x.dtype)
+        return jax.linear_transpose(lambda kernel: _plain(window)(x, kernel), kernel)(g)[0]
+
+    return _sum_by_sum(product)
+
+
+@functools.cache
+def _derived_input_gradient(window: _Window, size: Pair) -> Callable:
+    """(g, W) -> dx as JAX has it."""
+
+    def product(g, kernel):
+        x = jax.ShapeDtypeStruct((len(g), *size, kernel.shape[2] * window.groups), kernel.dtype)
+        return jax.linear_transpose(lambda x: _plain(window)(x, kernel), x)(g)[0]
+
+    return _client_by_client(product)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _derived(window: _Window, size: Pair, kernel: Array, g: Array) -> Array:
+    return _derived_input_gradient(window, size)(g, kernel)
+
+
+def _derived_backward(window, size, operands, dx):
+    kernel, g = operands
+    return _kernel_gradient(window, kernel.shape[:2], dx, g), _convolve(window, dx, kernel)
+
+
+_derived.defvjp(lambda window, size, *operands: (_derived(window, size, *operands), operands), _derived_backward)
+
+
 def _input_gradient(window: _Window, size: Pair, kernel: Array, g: Array) -> Array:
+    written = functools.partial(_direct_input_gradient, window, size)
+    derived = functools.partial(_derived, window, size)
+    return by_platform(lambda forms: derived if forms.gradients == "derived" else written, kernel, g)
+
+
+def _direct_input_gradient(window: _Window, size: Pair, kernel: Array, g: Array) -> Array:
     # dx̃[j] = Σ_{i,a: s·i + d·a − p = j} g[i] W[a], and dx[h] = dx̃[e·h]: the convolution of g, dilated by s, by W back
     # to front (a -> k−1−a), dilated by d, at stride e, with (k−1)d − p before; the padding q after makes its output n
     # long: ((m−1)s + 1) + ((k−1)d − p) + q − ((k−1)d + 1) = (n−1)e.

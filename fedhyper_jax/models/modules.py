@@ -5,9 +5,9 @@ here does not do itself, it leaves to flax's own, whose subclass it is. So a mod
 and its checkpoints still fit. They are layers of flax.linen; for flax.nnx, `convolution`, `max_pool` and `avg_pool`
 are functions.
 
-An implementation of our own is taken where it was measured to be faster, so far on CPU (docs/layers.md has the table).
-``LayerNorm`` and ``Embed`` are flax's own: they were measured too, and nothing was faster. Convolution and pooling are
-the same everywhere; GroupNorm and RNN are flax's on other platforms than CPU, where they have not been measured.
+An implementation of our own is taken where it was measured to be faster, so far on CPU (docs/layers.md has the table);
+`forms` says what is taken where. ``LayerNorm`` and ``Embed`` are flax's own: they were measured too, and nothing was
+faster. Pooling is the same everywhere.
 """
 
 import functools
@@ -21,14 +21,11 @@ from flax.typing import ConvGeneralDilatedT
 from jax import lax
 from jaxtyping import Array, Float
 
+from fedhyper_jax.models.forms import forms_here
 from fedhyper_jax.models.layers import _varying_alike, convolution
 
 Embed = linen.Embed
 LayerNorm = linen.LayerNorm
-
-
-def _is_measured() -> bool:
-    return jax.default_backend() == "cpu"
 
 
 def _conv_general_dilated(
@@ -189,7 +186,7 @@ class GroupNorm(linen.GroupNorm):
         plain = self.reduction_axes is None and self.axis_name is None and mask is None
         usual = self.use_fast_variance and self.force_float32_reductions and jnp.issubdtype(x.dtype, jnp.floating)
         # flax checks the settings and makes the parameters.
-        return _is_measured() and plain and usual and x.ndim >= 2 and x.size and not self.is_initializing()
+        return forms_here().norm == "own" and plain and usual and x.ndim >= 2 and x.size and not self.is_initializing()
 
 
 # LSTM. The inputs' share of all gates is one product before the loop. Backwards the loop only carries; the gradient of
@@ -316,7 +313,7 @@ class RNN(linen.RNN):
         usual = type(self.cell) in (linen.OptimizedLSTMCell, linen.LSTMCell)
         usual = usual and (self.cell.gate_fn, self.cell.activation_fn) == (linen.sigmoid, linen.tanh)
         usual = usual and (self.unroll, self.variable_carry, self.variable_broadcast) == (1, False, "params")
-        return _is_measured() and usual and not self.variable_axes and not self.is_initializing()
+        return forms_here().rnn == "own" and usual and not self.variable_axes and not self.is_initializing()
 
     def _run(self, x, carry, weights, reverse):
         def all_gates(layer: str, name: str) -> Array:

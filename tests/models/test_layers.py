@@ -11,7 +11,8 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from fedhyper_jax.models import convolution, layers
+from fedhyper_jax.models import convolution, forms, layers
+from tests.helpers import product
 
 WINDOWS = [
     ((3, 3), (1, 1), "SAME", (1, 1)),  # kernel, strides, padding, dilation
@@ -182,6 +183,44 @@ def test_shared_kernel_and_sharded_images(channels):
     close(*jax.device_get(jax.jit(lambda *operands: (sharded(*operands), gradient(*operands)))(x, kernel)))
 
 
+OTHER_FORMS = [
+    forms.Forms(clients, gradients, im2col, "flax", "flax", None)
+    for clients, gradients, im2col in [
+        ("at_once", "at_once", 3),
+        ("at_once", "derived", 0),
+        ("one_by_one", "derived", 4),
+        ("one_by_one", "in_parts", 0),
+    ]
+]
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("chosen", [OTHER_FORMS[1], *map(product, OTHER_FORMS[:1] + OTHER_FORMS[2:])], ids=str)
+def test_the_forms_of_other_platforms_compute_the_same(chosen, channels, monkeypatch):
+    """Values, both gradients and theirs, alone, in a group, and of clients."""
+    monkeypatch.setitem(forms.FORMS, "cpu", chosen)
+    settings = dict(strides=(2, 1), padding=((-1, 2), (1, 0)), dilation=(1, 2), groups=2 if channels == 4 else 1)
+    x, kernel = normal(0, 3, 2, 6, 7, channels), normal(1, 3, 3, 2, channels // settings["groups"], 4)
+
+    def programs(convolve):
+        curve = jax.grad(lambda *operands: sum(jnp.sum(g**2) for g in gradients(convolve)(*operands)), argnums=(0, 1))
+        alone = lambda x, kernel: (value_and_gradients(convolve)(x, kernel), curve(x, kernel))  # noqa: E731
+        return lambda x, kernel: (alone(x[0], kernel[0]), jax.vmap(value_and_gradients(convolve))(x, kernel))
+
+    close(*both(programs, x, kernel, **settings))
+
+
+def test_each_platform_gets_the_form_of_its_line(monkeypatch):
+    """Of products towards the kernel: on cuda and rocm JAX's own, two of three in forms that are not the fast one."""
+    monkeypatch.setitem(forms.FORMS, "gpu", forms.ASSUMED._replace(gradients="derived"))
+    x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 6, 6, 4), (3, 3, 4, 8)))
+    traced = jax.jit(gradients(convolution)).trace(x, kernel)
+    fast = "dim_numbers = [b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"
+    counts = {name: traced.lower(lowering_platforms=(name,)).as_text().count(fast) for name in ("cpu", "cuda", "rocm")}
+    assert counts == {"cpu": 3, "cuda": 1, "rocm": 1}
+    assert traced.lower(lowering_platforms=("tpu",)).as_text().count(fast) == 3  # still assumed
+
+
 CLIENTS = 5
 
 
@@ -221,6 +260,17 @@ def test_every_product_has_the_form_of_the_fast_kernel():
     assert text.count("stablehlo.convolution") == text.count(f"dim_numbers = {fast}") == 3
     plain = jax.jit(gradients(reference)).trace(x, kernel).lower().as_text()
     assert plain.count(f"dim_numbers = {fast}") < plain.count("stablehlo.convolution") == 3
+
+
+@pytest.mark.parametrize("gradients", ["at_once", "derived"])
+def test_a_table_may_loop_over_clients_or_not(gradients, monkeypatch):
+    """Also where JAX derives the gradients."""
+    for clients, expected in (("one_by_one", {1}), ("at_once", {CLIENTS})):
+        chosen = forms.ASSUMED._replace(clients=clients, gradients=gradients)
+        monkeypatch.setitem(forms.FORMS, "gpu", chosen)
+        counts = group_counts(lowered_training(convolution, 4, "cuda"))
+        counts |= {int(n) for n in re.findall(r"batch_group_count = (\d+)", lowered_training(convolution, 4, "cuda"))}
+        assert counts - {1} == expected - {1}
 
 
 def test_shared_kernels_need_no_loop():

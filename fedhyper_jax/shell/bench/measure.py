@@ -163,9 +163,16 @@ class _Run(NamedTuple):
 class _Program:
     """Some rounds of one method as one compiled program, and the state that they have led to."""
 
-    def __init__(self, compiled: Callable[..., tuple[PyTree, RoundInfo]], state: PyTree, compile_seconds: float):
+    def __init__(
+        self,
+        compiled: Callable[..., tuple[PyTree, RoundInfo]],
+        state: PyTree,
+        compile_seconds: float,
+        memory_mib: float | None,
+    ):
         self._compiled, self._state = compiled, state
         self.compile_seconds: float = compile_seconds
+        self.memory_mib: float | None = memory_mib  # of a device: arguments, results and what lies between
         self.first_loss: float | None = None
 
     def advance(self) -> RoundInfo:
@@ -213,7 +220,16 @@ def compile_rounds(job: Job, workload: Workload, data: ClientData, method: str, 
     start = time.perf_counter()
     compiled = jax.jit(some_rounds).lower(key, state, data).compile()
     seconds = time.perf_counter() - start
-    return _Program(lambda state: compiled(key, state, data), state, seconds)
+    return _Program(lambda state: compiled(key, state, data), state, seconds, _planned_memory(compiled))
+
+
+def _planned_memory(compiled: jax.stages.Compiled) -> float | None:
+    """What the compiler has planned for a program on a device, in MiB; None where it does not tell."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return None
+    parts = analysis.argument_size_in_bytes, analysis.output_size_in_bytes, analysis.temp_size_in_bytes
+    return (sum(parts) - analysis.alias_size_in_bytes) / 2**20
 
 
 def _timed(advance: Callable[[], RoundInfo]) -> _Run:

@@ -19,7 +19,6 @@ from fedhyper_jax import _validate
 from fedhyper_jax.base import ROUND_NUMBERS
 from fedhyper_jax.shell.bench.jobs import JOBS
 from fedhyper_jax.shell.bench.measure import BASELINE, REMARKED, check_settings, machine, measure
-from fedhyper_jax.shell.records import environment
 
 Results = dict[str, Any]
 
@@ -61,6 +60,8 @@ def bench(
       Traceback (most recent call last):
       ValueError: unknown job 'mpl'; did you mean mlp? known: ...
     """
+    from fedhyper_jax.shell.records import environment  # and with it the command line's libraries, of no use elsewhere
+
     settings = {"cohort_size": cohort_size, "strategy": strategy, "rounds": rounds, "repeats": repeats}
     jobs = check_bench(jobs, methods=methods, **settings, out=out)
     settings = {"methods": list(methods), **settings}
