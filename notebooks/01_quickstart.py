@@ -119,8 +119,9 @@ for t in (0, 9, 19, 29):
 # %% [markdown]
 # ## The demo's comparison
 #
-# What `make demo` runs: FedAvg against five combinations of FedHyper's schedulers, two initial local rates, three
-# seeds. All rates and seeds of a method are one program, and every cohort is divided between the devices.
+# What `make demo` runs: FedAvg against five combinations of FedHyper's schedulers and `retained_gain`, which finds its
+# rates by itself; two initial local rates, three seeds. All rates and seeds of a method are one
+# program, and every cohort is divided between the devices.
 
 # %%
 from fedhyper_jax.shell.compare import compare

@@ -46,7 +46,7 @@ def execute(notebook, source: str = "", timeout: int = 1200):
 
 
 def tidy(notebook) -> None:
-    """Leaves in a notebook that was run what is the same on every machine; joins what it printed, shrinks what it drew."""
+    """Leaves of a run what it would leave anywhere; joins what it printed, shrinks what it drew."""
     formats = {"formats": "ipynb,py:percent"}
     notebook.metadata = {
         "jupytext": formats,
