@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -156,9 +157,10 @@ def environment_without_the_package(folder):
 def test_notebooks_run_from_a_wheel(name, wheel, tmp_path):
     """In an empty folder, by an environment that knows of the package only what SOURCE says in the first cell."""
     python = environment_without_the_package(tmp_path)
-    unknown = subprocess.run([python, "-c", "import fedhyper_jax"], cwd=tmp_path, capture_output=True, text=True)
+    place = {"env": {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, "cwd": tmp_path}
+    unknown = subprocess.run([python, "-c", "import fedhyper_jax"], capture_output=True, text=True, **place)
     assert "ModuleNotFoundError" in unknown.stderr
     run = [python, ROOT / "tests" / "house" / "notebooks.py", "execute", FOLDER / f"{name}.ipynb", wheel]
-    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(run, capture_output=True, text=True, **place)
     assert done.returncode == 0, done.stderr
     assert pathlib.Path(done.stdout.strip()).is_relative_to(tmp_path / "venv")
