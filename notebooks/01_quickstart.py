@@ -14,29 +14,45 @@
 # %% [markdown]
 # # fedhyper_jax: a first look
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/)
+#
 # Federated learning has two kinds of learning rate: the server's *global* rate and the clients' *local* rates. FedHyper
 # ([Wang, Wang, Li, ICLR 2024](https://arxiv.org/abs/2310.03156)) adapts both while training. This notebook compares it
 # with FedAvg on a small data set, from a local rate that is far too small and from one that is well tuned, and looks at
-# what the rates do. It takes two to three minutes on a Colab CPU.
+# what the rates do. It takes two to three minutes on two cores.
 
 # %% [markdown]
 # ## Installation
 #
-# On Colab, put a checkout of the repository beside this notebook first (upload or clone it); elsewhere
-# `pip install '.[all]'` in the checkout does it. Where the package is installed already, nothing happens here.
+# One variable says where from: a wheel (its path or address; on Colab, upload it with the folder icon on the left and
+# put its name here) or the repository's address, `git+https://…`. Where the package is installed already, nothing
+# happens here.
+#
+# *GPU and TPU*: choose one under Runtime → Change runtime type, before this cell. Colab brings a JAX that was made for
+# it, and the installation leaves a JAX that is there as it is. Should pip say that it is too old, run
+# `%pip install -U "jax[cuda12]"` in a cell of its own (`"jax[tpu]"` on a TPU, `jax` on a CPU), restart the runtime and
+# begin again. The models here are small: a CPU is enough.
 
 # %%
+SOURCE = ""  # @param {type:"string"}
+
+import importlib.metadata
 import importlib.util
 import pathlib
 import subprocess
 import sys
 
 if importlib.util.find_spec("fedhyper_jax") is None:
-    places = [pathlib.Path.cwd(), *pathlib.Path.cwd().parents, *pathlib.Path.cwd().glob("*/")]
-    checkouts = [place for place in places if (place / "fedhyper_jax" / "__init__.py").exists()]
-    if not checkouts:
-        raise SystemExit("No checkout of fedhyper_jax here: clone or upload the repository, then run this cell again.")
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", f"{checkouts[0]}[all]"], check=True)
+    if not SOURCE:
+        raise SystemExit("fedhyper_jax is not installed: set SOURCE to a wheel or to the repository's address.")
+    address = SOURCE if "://" in SOURCE else pathlib.Path(SOURCE).resolve().as_uri()
+    there = [
+        f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib") if importlib.util.find_spec(name)
+    ]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", f"fedhyper-jax[all] @ {address}", *there]
+    if subprocess.run(pip).returncode:
+        raise SystemExit("pip could not install fedhyper_jax; its last lines say why. If JAX is too old, see above.")
+    importlib.invalidate_caches()
 
 # %%
 import dataclasses
@@ -103,8 +119,9 @@ for t in (0, 9, 19, 29):
 # %% [markdown]
 # ## The demo's comparison
 #
-# What `make demo` runs: FedAvg against five combinations of FedHyper's schedulers, two initial local rates, three
-# seeds. All rates and seeds of a method are one program, and every cohort is divided between the devices.
+# What `make demo` runs: FedAvg against five combinations of FedHyper's schedulers and `retained_gain`, which finds its
+# rates by itself; two initial local rates, three seeds. All rates and seeds of a method are one
+# program, and every cohort is divided between the devices.
 
 # %%
 from fedhyper_jax.shell.compare import compare
