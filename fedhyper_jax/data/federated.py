@@ -14,7 +14,7 @@ from fedhyper_jax import _repr, _validate
 from fedhyper_jax.base import Batch, Examples
 
 
-class ClientNames(tuple):
+class ClientNames(tuple[Any, ...]):
     """Names of the clients, by their numbers: a tuple that is told in a line and hashed once.
 
     Example:
@@ -33,7 +33,7 @@ class ClientNames(tuple):
     def __hash__(self) -> int:
         return self._hash
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return ClientNames, (tuple(self),)  # (hashes of strings are those of a process)
 
 

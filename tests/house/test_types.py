@@ -57,5 +57,5 @@ def test_every_public_type_is_known(tmp_path):
     found = pyright("--verifytypes", "fedhyper_jax", "--ignoreexternal", folder=tmp_path)["typeCompleteness"]
     assert pathlib.Path(found["packageRootDirectory"]).samefile(ROOT / "fedhyper_jax") and found["pyTypedPath"]
     unknown = [symbol["name"] for symbol in found["symbols"] if not symbol["isTypeKnown"] or symbol["isTypeAmbiguous"]]
-    assert not unknown
+    assert not unknown, "\n".join(unknown)
     assert found["completenessScore"] == 1 and found["exportedSymbolCounts"]["withKnownType"] > 2000
