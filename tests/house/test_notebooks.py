@@ -164,3 +164,4 @@ def test_notebooks_run_from_a_wheel(name, wheel, tmp_path):
     done = subprocess.run(run, capture_output=True, text=True, **place)
     assert done.returncode == 0, done.stderr
     assert pathlib.Path(done.stdout.strip()).is_relative_to(tmp_path / "venv")
+    assert not list(tmp_path.glob("venv/lib/*/site-packages/jax*"))  # the JAX that was there stays
