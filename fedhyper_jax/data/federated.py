@@ -250,7 +250,7 @@ def _sums(values: Any, order: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def _weights(values: Any, order: np.ndarray, sizes: np.ndarray) -> Float[Array, " population"]:
     """What clients count for, over their mean: so the unit of the values is none of the algorithm's business."""
     sums = _sums(values, order, sizes)
-    return jnp.asarray(sums / sums.mean())
+    return jnp.asarray(sums / (sums.mean() or 1))  # (what is held out may weigh nothing)
 
 
 def _check_weights(examples: Examples, weigh_by: str, order: np.ndarray, sizes: np.ndarray, clients: list) -> None:

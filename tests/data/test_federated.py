@@ -233,3 +233,11 @@ def test_weights_that_are_none_are_refused(weights, message):
     examples = {"x": np.arange(3.0)} | ({} if weights is None else {"tokens": weights})
     with pytest.raises(ValueError, match=message):
         pack(examples, {"eve": [0, 1], "bob": [2]}, weigh_by="tokens")
+
+
+def test_what_is_held_out_may_weigh_nothing():
+    examples = {"x": np.arange(4.0), "tokens": np.array([5, 5, 0, 0])}
+    train, held_out = hold_out(pack(examples, [[0, 2], [1, 3]], weigh_by="tokens"), 0.5, seed=0)
+    assert not held_out.examples["tokens"][held_out.order].any()
+    np.testing.assert_array_equal(train.weights, [1, 1])
+    np.testing.assert_array_equal(held_out.weights, [0, 0])
