@@ -1,15 +1,13 @@
 """Shared fixtures: float64 on demand, small federations."""
 
 import gc
-import importlib.metadata
 import os
 
-# Compiling is most of the time that so small models take, and XLA's older and simpler way to write loops, which is gone
-# from JAX 0.11.1 on, compiles three times as fast; `XLA_FLAGS= make test` compiles as users do.
-QUICK = ["backend_optimization_level=0", "cpu_parallel_codegen_split_count=1"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    QUICK.append("cpu_use_fusion_emitters=false")
-os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{flag}" for flag in QUICK))
+from tests.xla_flags import SIMPLE_LOOPS, as_flags
+
+# Compiling is most of the time that so small models take; `XLA_FLAGS= make test` compiles as users do.
+QUICK = ("backend_optimization_level=0", "cpu_parallel_codegen_split_count=1", *SIMPLE_LOOPS)
+os.environ.setdefault("XLA_FLAGS", as_flags(*QUICK))
 # Commands started from tests are one process, unless a test says otherwise.
 os.environ["FEDHYPER_PROCESSES"] = "1"
 # Nothing that tests compile is worth keeping on disk; test_launch.py switches the cache on where it is the subject.

@@ -10,10 +10,11 @@ file is made afresh where it is needed and not kept in the repository.
 import os
 import sys
 
+from tests.xla_flags import SIMPLE_LOOPS, as_flags
+
 # Without fused multiply-add: which products are fused with which sums depends on how XLA cuts a program into loops, and
 # another cut, of the same operations in the same order, would change last bits.
-FLAGS = ("cpu_max_isa=AVX", "backend_optimization_level=0", "cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join(f"--xla_{flag}" for flag in FLAGS)
+os.environ["XLA_FLAGS"] = as_flags("cpu_max_isa=AVX", "backend_optimization_level=0", *SIMPLE_LOOPS)
 
 import jax
 import jax.numpy as jnp
