@@ -48,11 +48,13 @@ import optax
 from flax import linen
 
 import fedhyper_jax as fh
+from experiments.xla_flags import QUICK, as_flags
 from fedhyper_jax import _random, _threefry, _tree, data, models
 from fedhyper_jax.engine import divided, parse_strategy, place
 from fedhyper_jax.models.forms import ASSUMED, FORMS, Forms
 from fedhyper_jax.shell.bench import JOBS, Job, Workload, jobs, machine, measure, spread
 from fedhyper_jax.shell.bench.measure import compile_rounds
+from fedhyper_jax.shell.files import written_whole
 
 RESULTS = HERE / "results"
 PEERS = HERE / "peers"
@@ -744,16 +746,9 @@ def failures(results: Results) -> list[str]:
     return [row["name"] for part in ("numbers", "forms") for row in results.get(part, []) if not row["passed"]]
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def measure_all(given) -> int:
     if given.small:  # its speeds mean nothing, so what is compiled quickly will do
-        quick = ("backend_optimization_level=0", "cpu_use_fusion_emitters=false", "cpu_parallel_codegen_split_count=1")
-        os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{flag}" for flag in quick))
+        os.environ.setdefault("XLA_FLAGS", as_flags(*QUICK))
     preset = SMALL if given.small else FULL
     limit = 60 * (preset.minutes if given.minutes is None else given.minutes)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -776,8 +771,9 @@ def measure_all(given) -> int:
     def write(results: Results) -> None:
         results |= {"seconds": round(time.monotonic() - START, 1), "forms_line": forms_line(results)}
         text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-        write_atomically(given.out / f"{results['file']}.json", text)
-        write_atomically(given.out / f"{results['file']}.md", markdown(results))
+        for kind, content in (("json", text), ("md", markdown(results))):
+            with written_whole(given.out / f"{results['file']}.{kind}") as file:
+                file.write(content)
 
     try:
         make_images(pathlib.Path(folder))
@@ -799,7 +795,8 @@ def join(page: pathlib.Path) -> None:
     found = re.search(rf"^{speed.ACCELERATORS}\n.*?(?=^## )", text, flags=re.S | re.M)
     if found is None:
         sys.exit(f"on_accelerator: {page} has no section {speed.ACCELERATORS!r}; run: python experiments/speed.py page")
-    write_atomically(page, text[: found.start()] + section + "\n" + text[found.end() :])
+    with written_whole(page) as file:
+        file.write(text[: found.start()] + section + "\n" + text[found.end() :])
 
 
 def main() -> int:

@@ -3,10 +3,9 @@
 import gc
 import os
 
-from tests.xla_flags import SIMPLE_LOOPS, as_flags
+from experiments.xla_flags import QUICK, as_flags
 
 # Compiling is most of the time that so small models take; `XLA_FLAGS= make test` compiles as users do.
-QUICK = ("backend_optimization_level=0", "cpu_parallel_codegen_split_count=1", *SIMPLE_LOOPS)
 os.environ.setdefault("XLA_FLAGS", as_flags(*QUICK))
 # Commands started from tests are one process, unless a test says otherwise.
 os.environ["FEDHYPER_PROCESSES"] = "1"

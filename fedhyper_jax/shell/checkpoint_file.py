@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedhyper_jax.base import PyTree
+from fedhyper_jax.shell.files import written_whole
 
 _MAGIC = b"fedhyper checkpoint 1"
 
@@ -61,15 +62,11 @@ def write_checkpoint(path: str | os.PathLike[str], state: PyTree, notes: dict[st
     digest = hashlib.sha256(header)
     for chunk in chunks:
         digest.update(chunk)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
+    with written_whole(path, "wb") as file:
         file.write(b"%s %s\n" % (_MAGIC, digest.hexdigest().encode()))
         file.write(header)
         for chunk in chunks:
             file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
     sync_folder(path.parent)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from fedhyper_jax.engine import History
 from fedhyper_jax.shell.config import COMMANDS, Config, ConfigError, to_toml
+from fedhyper_jax.shell.files import written_whole
 
 CONFIG, METRICS, SUMMARY, PARAMETERS, PLOTS = "config.toml", "metrics.jsonl", "summary.json", "parameters", "plots"
 TIMING, CHECKPOINTS = "timing.jsonl", "checkpoints"
@@ -247,10 +248,5 @@ def column(records: Sequence[Record], name: str) -> np.ndarray:
 
 
 def _replace(path: pathlib.Path, text: str) -> None:
-    """Writes beside and renames: readers see the old file or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    with written_whole(path) as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

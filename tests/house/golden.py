@@ -10,7 +10,7 @@ file is made afresh where it is needed and not kept in the repository.
 import os
 import sys
 
-from tests.xla_flags import SIMPLE_LOOPS, as_flags
+from experiments.xla_flags import SIMPLE_LOOPS, as_flags
 
 # Without fused multiply-add: which products are fused with which sums depends on how XLA cuts a program into loops, and
 # another cut, of the same operations in the same order, would change last bits.

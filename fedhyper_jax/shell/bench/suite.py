@@ -19,6 +19,7 @@ from fedhyper_jax import _validate
 from fedhyper_jax.base import ROUND_NUMBERS
 from fedhyper_jax.shell.bench.jobs import JOBS
 from fedhyper_jax.shell.bench.measure import BASELINE, REMARKED, check_settings, machine, measure
+from fedhyper_jax.shell.files import written_whole
 
 Results = dict[str, Any]
 
@@ -148,14 +149,9 @@ def _check_out(out: pathlib.Path) -> None:
 
 
 def _write(out: pathlib.Path, results: Results) -> None:
-    """Writes beside and renames: readers see the old file or the new one, never half of one."""
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    with written_whole(out) as file:
         file.write(json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, out)
 
 
 def print_bench(results: Results, console: Console | None = None) -> None:
